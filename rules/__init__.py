@@ -1,0 +1,1 @@
+"""Rule packs as package data: each folder is one pack of YAML files."""
