@@ -1,0 +1,127 @@
+"""A rule and a set of rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+
+from rewriter.errors import Position
+from rewriter.language.conditions import PHASES, Comparison, Condition, DimRange, Input
+from rewriter.language.expressions import Expression
+from rewriter.language.kinds import Kind
+from rewriter.language.syntax import Operand, Statement, read_variables
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A statement's operands in the order of one schema of one op.
+
+    `names`, `types`, `positional`, `returns`: the schema's arguments, how many of them need no name, and its results.
+    `unpacks`: the targets are the elements of the list that the op returns. `written`: the operands that the op
+    changes. `aliases`: a result may share memory with an operand.
+    """
+
+    op: str
+    operands: tuple[Operand, ...]
+    names: tuple[str, ...]
+    types: tuple[Kind, ...]
+    positional: int
+    returns: tuple[Kind, ...]
+    unpacks: bool
+    written: tuple[int, ...]
+    aliases: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """A statement resolved against the registered ops: every way to spell it in a graph.
+
+    In a replacement these are the overloads that may fit; the operands' types decide.
+    """
+
+    statement: Statement
+    calls: tuple[Call, ...]
+    targets: tuple[str, ...] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(target.name for target in self.statement.targets))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rule:
+    """One rewrite: pattern, conditions, replacement and how to test it. Immutable; made by `load_rules`."""
+
+    id: str
+    pack: str
+    summary: str
+    doc: str
+    phase: str
+    benefit: int
+    match: tuple[Step, ...]
+    replace: tuple[Step, ...]
+    prepare: tuple[Statement, ...]
+    where: Mapping[str, Condition]
+    require: tuple[Expression, ...]
+    sm: Comparison | None
+    devices: tuple[str, ...]
+    ignore: Mapping[str, str]
+    may_escape: tuple[str, ...]
+    inputs: Mapping[str, Input]
+    dims: Mapping[str, DimRange]
+    tolerance: float
+    position: Position
+    match_text: str
+    replace_text: str
+    prepare_text: str
+    digest: str
+
+    @property
+    def root(self) -> Step:
+        """The last statement of the pattern: what the engine looks for first."""
+        return self.match[-1]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The values that live on after the match, in the pattern's order; the replacement defines each."""
+        read = {var.name for step in self.match for var in read_variables(step.statement)}
+        return tuple(
+            name for step in self.match for name in step.targets if name not in read or name in self.may_escape
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RuleSet:
+    """Rules in the order in which they are tried: by phase, then benefit, then the order of the files."""
+
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def ordered(cls, rules: tuple[Rule, ...]) -> RuleSet:
+        return cls(tuple(sorted(rules, key=lambda rule: (PHASES.index(rule.phase), -rule.benefit))))
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that decides what the rules do."""
+        return _digest(self.rules)
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
+
+    def __len__(self) -> int:
+        return len(self.rules)
+
+    def __getitem__(self, rule_id: str) -> Rule:
+        for rule in self.rules:
+            if rule.id == rule_id:
+                return rule
+        raise KeyError(rule_id)
+
+    def __contains__(self, rule_id: object) -> bool:
+        return any(rule.id == rule_id for rule in self.rules)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(rules: tuple[Rule, ...]) -> str:
+    return hashlib.sha256("\n".join(rule.digest for rule in rules).encode()).hexdigest()[:16]
