@@ -1,0 +1,86 @@
+"""Brings a traced graph into the one form that rules are written for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from rewriter import torch_ir
+
+# Tensor arithmetic on sizes, and the same on plain integers.
+_INTEGER_OPS = {
+    "aten::add": "aten::add",
+    "aten::sub": "aten::sub",
+    "aten::mul": "aten::mul",
+    "aten::floor_divide": "aten::floordiv",
+    "aten::remainder": "aten::remainder",
+}
+# The arguments that `aten::convolution` has; `aten::_convolution` adds four flags that only choose among cuDNN's
+# algorithms and are read from torch's global settings again when the graph runs.
+_CONVOLUTION_ARGUMENTS = 9
+
+
+def canonicalise(graph: torch_ir.Graph) -> None:
+    """Rewrites `graph` in place: simplified, one convolution op, sizes as plain integers instead of tensors."""
+    torch_ir.simplify(graph)
+    for node in graph.findAllNodes("aten::_convolution"):
+        _plain_convolution(graph, node)
+    integers = _Integers(graph)
+    for kind in ("aten::Int", "aten::ScalarImplicit"):
+        for node in graph.findAllNodes(kind):
+            integers.replace(node)
+    torch_ir.clean(graph)
+
+
+def _plain_convolution(graph: torch_ir.Graph, node: torch_ir.IRNode) -> None:
+    inputs = [node.inputsAt(index) for index in range(_CONVOLUTION_ARGUMENTS)]
+    plain = torch_ir.insert_before(graph, node, "aten::convolution", inputs)
+    plain.output().setType(node.output().type())
+    node.output().replaceAllUsesWith(plain.output())
+    node.destroy()
+
+
+class _Integers:
+    """Computes on integers what a trace computes on tensors made from sizes (`aten::size -> NumToTensor -> ... -> Int`)."""
+
+    def __init__(self, graph: torch_ir.Graph) -> None:
+        self.graph = graph
+        self.known: dict[int, Any] = {}
+
+    def replace(self, node: torch_ir.IRNode) -> None:
+        integer = self.integer(node.inputsAt(0), node)
+        if integer is not None:
+            node.output().replaceAllUsesWith(integer)
+            node.destroy()
+
+    def integer(self, value: torch_ir.IRValue, user: torch_ir.IRNode) -> Any:
+        """The integer twin of a size tensor, or None if it is not one. New nodes stand beside their tensor twins."""
+        unique = value.unique()
+        if unique not in self.known:
+            self.known[unique] = self._make(value)
+        return self.known[unique]
+
+    def _make(self, value: torch_ir.IRValue) -> Any:
+        node = value.node()
+        kind = node.kind()
+        if kind == "prim::NumToTensor":
+            return node.inputsAt(0) if node.inputsAt(0).type().kind() == "IntType" else None
+        if kind == "prim::Constant":
+            constant = value.toIValue()
+            if isinstance(constant, torch.Tensor) and constant.dim() == 0:
+                constant = constant.item()
+            return torch_ir.insert_constant(self.graph, constant) if type(constant) is int else None
+        if kind not in _INTEGER_OPS or node.inputsSize() > 3:
+            return None
+        if node.inputsSize() == 3 and node.inputsAt(2).toIValue() != 1:
+            return None
+        operands = [self.operand(node.inputsAt(index), node) for index in range(2)]
+        if any(operand is None for operand in operands):
+            return None
+        twin = torch_ir.insert_before(self.graph, node, _INTEGER_OPS[kind], operands)
+        twin.output().setType(torch_ir.int_type())
+        return twin.output()
+
+    def operand(self, value: torch_ir.IRValue, user: torch_ir.IRNode) -> Any:
+        return value if value.type().kind() == "IntType" else self.integer(value, user)

@@ -1,0 +1,110 @@
+"""Facts about values that the trace never saw, found by running ops and recipes on tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+from rewriter.graph import prepare
+from rewriter.graph.facts import TensorFacts
+from rewriter.graph.prepare import Prepared
+from rewriter.graph.view import NotConstant, Value
+from rewriter.language.rule import Call
+
+_DTYPES = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "bool": torch.bool,
+}
+
+
+class Impossible(Exception):
+    """A replacement that cannot be built for a match; the message is the reason for a refusal."""
+
+
+class Inference:
+    """Remembers what it found: the blocks of a model repeat the same few cases."""
+
+    def __init__(self) -> None:
+        self.known: dict[Hashable, list[TensorFacts | None]] = {}
+
+    def result(self, call: Call, inputs: list[Value], index: int) -> TensorFacts | None:
+        """Facts about one result of an op, None if they cannot be found out."""
+        key = (call.op, call.names, *map(_described, inputs))
+        if key not in self.known:
+            self.known[key] = _run(call, inputs)
+        found = self.known[key]
+        return found[index] if index < len(found) else None
+
+    def prepared(self, recipe: Prepared, sources: list[Value]) -> TensorFacts:
+        """Facts about a prepared weight. Raises Impossible if the recipe does not fit its sources."""
+        key = (recipe.function, recipe.options, *map(_described, sources))
+        if key not in self.known:
+            self.known[key] = [_prepare(recipe, sources)]
+        facts = self.known[key][0]
+        assert facts is not None
+        return facts
+
+
+def _described(value: Value) -> Hashable:
+    constant = value.constant
+    if not isinstance(constant, NotConstant):
+        return (type(constant), repr(constant))
+    producer = value.producer
+    if producer is not None and producer.op == "prim::ListConstruct":
+        return tuple(_described(item) for item in producer.inputs)
+    return value.facts or value.kind
+
+
+def _stand_in(value: Value) -> Any:
+    """A tensor without data, or the constant itself. Raises Impossible where too little is known."""
+    constant = value.constant
+    if not isinstance(constant, NotConstant):
+        return list(constant) if isinstance(constant, tuple) else constant
+    producer = value.producer
+    if producer is not None and producer.op == "prim::ListConstruct":
+        return [_stand_in(item) for item in producer.inputs]
+    facts = value.facts
+    if facts is None or facts.shape is None or facts.dtype not in _DTYPES:
+        raise Impossible(f"nothing is known about {value.name}")
+    return torch.empty(facts.shape, dtype=_DTYPES[facts.dtype], device="meta")
+
+
+def _facts_of(tensor: torch.Tensor, device: str) -> TensorFacts | None:
+    names = [name for name, dtype in _DTYPES.items() if dtype == tensor.dtype]
+    return TensorFacts(names[0], tensor.dim(), device, tuple(tensor.shape), tuple(tensor.stride())) if names else None
+
+
+def _device(values: list[Value]) -> str:
+    return next((facts.device for value in values if (facts := value.facts) is not None), "cpu")
+
+
+def _run(call: Call, inputs: list[Value]) -> list[TensorFacts | None]:
+    namespace, name = call.op.split("::")
+    try:
+        operands = [_stand_in(item) for item in inputs]
+        named = dict(zip(call.names[call.positional :], operands[call.positional :], strict=True))
+        result = getattr(getattr(torch.ops, namespace), name)(*operands[: call.positional], **named)
+    except Exception:
+        # The op may be the user's own, and facts are a help, not a duty: without them conditions refuse.
+        return []
+    device = _device(inputs)
+    results = result if isinstance(result, list | tuple) else [result]
+    return [_facts_of(item, device) if isinstance(item, torch.Tensor) else None for item in results]
+
+
+def _prepare(recipe: Prepared, sources: list[Value]) -> TensorFacts:
+    try:
+        result = prepare.PREPARE[recipe.function](*map(_stand_in, sources), **dict(recipe.options))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise Impossible(f"{recipe.function}: {str(error).splitlines()[0]}") from None
+    facts = _facts_of(result, _device(sources))
+    if facts is None:
+        raise Impossible(f"{recipe.function} gives {result.dtype}")
+    return facts

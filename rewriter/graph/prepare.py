@@ -1,0 +1,74 @@
+"""Weights derived from weights: computed once, kept as recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Option = int | tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A recipe. `sources` are positions in the list of weights followed by the recipes before this one."""
+
+    function: str
+    sources: tuple[int, ...]
+    options: tuple[tuple[str, Option], ...]
+
+
+def concat(*weights: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """All weights one after the other along `dim`."""
+    return torch.cat(weights, dim)
+
+
+def interleave(weight: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """The two halves of `dim` alternating: [a0, a1, b0, b1] becomes [a0, b0, a1, b1].
+
+    Raises ValueError if the extent is odd.
+    """
+    if weight.shape[dim] % 2:
+        raise ValueError(f"interleave needs an even extent, found {weight.shape[dim]}")
+    first, second = weight.chunk(2, dim)
+    return torch.stack((first, second), dim if dim < 0 else dim + 1).flatten(
+        *((dim - 1, dim) if dim < 0 else (dim, dim + 1))
+    )
+
+
+def transpose(weight: torch.Tensor, dim0: int, dim1: int) -> torch.Tensor:
+    """The weight with two dimensions exchanged, contiguous."""
+    return weight.transpose(dim0, dim1).contiguous()
+
+
+def reshape(weight: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return weight.reshape(shape)
+
+
+def channels_last(weight: torch.Tensor) -> torch.Tensor:
+    """A 4-D or 5-D weight with its channels innermost in memory.
+
+    Raises ValueError for another rank.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if weight.dim() not in formats:
+        raise ValueError(f"channels_last needs 4 or 5 dimensions, found {weight.dim()}")
+    return weight.contiguous(memory_format=formats[weight.dim()])
+
+
+PREPARE: dict[str, Callable[..., torch.Tensor]] = {
+    "concat": concat,
+    "interleave": interleave,
+    "transpose": transpose,
+    "reshape": reshape,
+    "channels_last": channels_last,
+}
+
+
+def run(prepared: Prepared, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Computes a recipe from the weights (and earlier results) that it names."""
+    options: dict[str, Any] = dict(prepared.options)
+    with torch.no_grad():
+        return PREPARE[prepared.function](*(weights[index] for index in prepared.sources), **options)

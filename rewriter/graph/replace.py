@@ -1,0 +1,312 @@
+"""Puts a rule's replacement into the graph and keeps the mirror in step."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from rewriter import torch_ir
+from rewriter.graph.conditions import Judgement
+from rewriter.graph.facts import facts_of_type
+from rewriter.graph.inference import Impossible, Inference
+from rewriter.graph.matcher import Match
+from rewriter.graph.overloads import Known, Supply, converted, takes
+from rewriter.graph.prepare import Option, Prepared
+from rewriter.graph.view import Node, NotConstant, Value, View, link, unlink
+from rewriter.language.kinds import Kind
+from rewriter.language.preparation import PREPARATIONS
+from rewriter.language.rule import Call, Step
+from rewriter.language.syntax import Computed, Constant, Literal, Operand, Sequence, Statement, Var
+
+# What a name stands for while a replacement is built; a tuple is a list constant from `extents`.
+Operandlike = Value | list[Value] | str | tuple[int, ...] | None
+
+
+class Replacer:
+    """Builds replacements in one graph. Constants and prepared weights are made once and shared."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.graph = view.graph
+        self.prepared: list[Prepared] = []
+        self.prepared_values: list[Value] = []
+        self.constants: dict[tuple[type, str], Value] = {}
+        self.inference = Inference()
+
+    def replace(self, match: Match, judgement: Judgement, place: Node) -> list[Node]:
+        """Puts the replacement before `place`; the new nodes.
+
+        Raises Impossible, and leaves the graph as it was, if it cannot be built for this match.
+        """
+        prepared = len(self.prepared)
+        try:
+            return self.build(match, self.prepare(match, judgement), judgement, place)
+        except Impossible:
+            self.withdraw(prepared)
+            raise
+
+    def withdraw(self, count: int) -> None:
+        """Takes back the prepared weights after the first `count`."""
+        while len(self.prepared) > count:
+            self.prepared.pop()
+            self.prepared_values.pop()
+            self.graph.eraseInput(len(self.view.inputs) + len(self.view.weights) + len(self.prepared))
+
+    def prepare(self, match: Match, judgement: Judgement) -> dict[str, Operandlike]:
+        """The names that the replacement may read. Adds a graph input per new prepared weight. Raises Impossible."""
+        names: dict[str, Operandlike] = dict(match.bound)
+        for statement in match.pattern.rule.prepare:
+            names[statement.targets[0].name] = self.preparation(statement, names, judgement)
+        return names
+
+    def preparation(self, statement: Statement, names: dict[str, Operandlike], judgement: Judgement) -> Operandlike:
+        function = statement.ops[0].removeprefix("prepare::")
+        kind = PREPARATIONS[function]
+        sources: list[Value] = []
+        for argument in statement.arguments:
+            if isinstance(argument.operand, Var):
+                bound = names[argument.operand.name]
+                sources += [v for v in (bound if isinstance(bound, list) else [bound]) if isinstance(v, Value)]
+        if not sources or all(value.constant is None for value in sources):
+            return None
+        given = [a for a in statement.arguments if not isinstance(a.operand, Var)]
+        options: dict[str, Any] = {name: default for name, default in kind.options if default is not None}
+        for index, argument in enumerate(given):
+            options[argument.keyword or kind.options[index][0]] = self.option(argument.operand, judgement)
+        if kind.static:
+            return tuple(_extent(value, options["dim"]) for value in sources)
+        for value in sources:
+            if not value.is_weight:
+                raise Impossible(f"{value.name} is not a weight")
+        recipe = Prepared(
+            function=function,
+            sources=tuple(v.number if v.role == "weight" else len(self.view.weights) + v.number for v in sources),
+            options=tuple(sorted(options.items())),
+        )
+        return self.input(recipe, sources)
+
+    def option(self, operand: Operand, judgement: Judgement) -> Option:
+        if isinstance(operand, Literal):
+            return operand.value  # type: ignore[return-value]
+        if isinstance(operand, Computed):
+            return self.computed(operand, judgement)
+        if isinstance(operand, Sequence):
+            return tuple(self.option(item, judgement) for item in operand.items)  # type: ignore[misc]
+        raise Impossible("an option is a constant")
+
+    @staticmethod
+    def computed(operand: Computed, judgement: Judgement) -> int:
+        value = operand.expression.evaluate(judgement.symbols)
+        if value is None:
+            raise Impossible(f"{operand.expression} cannot be computed")
+        judgement.read(operand.expression)
+        return value
+
+    def input(self, recipe: Prepared, sources: list[Value]) -> Value:
+        if recipe in self.prepared:
+            return self.prepared_values[self.prepared.index(recipe)]
+        facts = self.inference.prepared(recipe, sources)
+        value = Value(self.graph.addInput(), None, "prepared", len(self.prepared))
+        value.ir.setType(sources[0].ir.type().with_sizes(facts.shape) if facts.shape else sources[0].ir.type())
+        value.facts = facts
+        self.prepared.append(recipe)
+        self.prepared_values.append(value)
+        return value
+
+    def build(self, match: Match, names: dict[str, Operandlike], judgement: Judgement, place: Node) -> list[Node]:
+        """Creates the replacement's nodes before `place`, redirects the outputs' users, and retires the match.
+
+        Raises Impossible, and leaves the graph as it was, if no overload takes the operands.
+        """
+        rule = match.pattern.rule
+        made: list[Node] = []
+        try:
+            for step in rule.replace:
+                self.statement(step, match, names, judgement, place, made)
+            pairs = [pair for name in match.pattern.results for pair in _pairs(name, match.values(name), names[name])]
+        except Impossible:
+            self.discard(made)
+            raise
+        origins = frozenset().union(*(node.origins for node in match.nodes))
+        replaces_place = any(node is place for node in match.nodes)
+        gap = place.gap if replaces_place else place.gap / 2
+        for index, node in enumerate(made):
+            node.gap = gap / len(made)
+            node.order = place.order - place.gap + node.gap * (index + 1)
+            node.origins = origins
+            node.rule = rule.id
+        if not replaces_place:
+            place.gap = gap
+        self.retire(match)
+        for old, new in pairs:
+            self.redirect(old, new)
+        return made
+
+    def statement(
+        self,
+        step: Step,
+        match: Match,
+        names: dict[str, Operandlike],
+        judgement: Judgement,
+        place: Node,
+        made: list[Node],
+    ) -> None:
+        statement = step.statement
+        if not step.calls:
+            names[step.targets[0]] = self.alias(statement.arguments[0].operand, names, judgement, place)
+            return
+        call, supplies = self.choose(step, names, judgement)
+        inputs = [self.supplied(kind, supply, place, made) for kind, supply in zip(call.types, supplies, strict=True)]
+        outputs = match.bound.get(step.targets[0])
+        count = len(outputs) if statement.starred and isinstance(outputs, list) else len(step.targets)
+        ir = torch_ir.insert_before(self.graph, place.ir, call.op, [v.ir for v in inputs], 1 if call.unpacks else count)
+        node = self.node(ir, call.op, inputs)
+        made.append(node)
+        results = list(ir.outputs())
+        kinds = call.returns
+        if call.unpacks:
+            results[0].setType(call.returns[0].ir)
+            unpack = torch_ir.insert_before(self.graph, place.ir, "prim::ListUnpack", results, count)
+            results = list(unpack.outputs())
+            kinds = (call.returns[0].element or call.returns[0],) * count
+            node.unpacked = True
+        node.outputs = [_result(ir, node, kind) for ir, kind in zip(results, kinds, strict=True)]
+        if statement.starred:
+            names[step.targets[0]] = list(node.outputs)
+        else:
+            names.update(zip(step.targets, node.outputs, strict=True))
+        if not match.pattern.outputs.issuperset(step.targets):
+            for index, value in enumerate(node.outputs):
+                value.infer(functools.partial(self.inference.result, call, inputs, index))
+
+    def choose(self, step: Step, names: dict[str, Operandlike], judgement: Judgement) -> tuple[Call, list[Supply]]:
+        for call in step.calls:
+            supplies = [self.supply(operand, names, judgement) for operand in call.operands]
+            if takes(call, supplies):
+                return call, supplies
+        raise Impossible(f"no overload of {step.calls[0].op} takes these operands")
+
+    def alias(self, operand: Operand, names: dict[str, Operandlike], judgement: Judgement, place: Node) -> Value:
+        supply = self.supply(operand, names, judgement)
+        if isinstance(supply, Known):
+            return self.constant(supply.value)
+        if isinstance(supply, list):
+            raise Impossible("a list cannot take the place of a result")
+        return self.reachable(supply, place)
+
+    def supply(self, operand: Operand, names: dict[str, Operandlike], judgement: Judgement) -> Supply:
+        if isinstance(operand, Var):
+            bound = names[operand.name]
+            if isinstance(bound, Value):
+                return bound
+            if isinstance(bound, list):
+                raise Impossible(f"{operand.name} stands for several values")
+            return Known(bound)
+        if isinstance(operand, Literal):
+            return Known(operand.value)
+        if isinstance(operand, Computed):
+            return Known(self.computed(operand, judgement))
+        if not isinstance(operand, Sequence):
+            raise Impossible("an operand without a value")
+        return [self.supply(item, names, judgement) for item in operand.items]
+
+    def supplied(self, kind: Kind, supply: Supply, place: Node, made: list[Node]) -> Value:
+        """The value of an operand for a schema's type; a list becomes a node of its own, appended to `made`."""
+        if isinstance(supply, list):
+            assert kind.element is not None
+            items = [self.supplied(kind.element, item, place, made) for item in supply]
+            ir = torch_ir.insert_before(self.graph, place.ir, "prim::ListConstruct", [item.ir for item in items])
+            ir.output().setType(kind.required)
+            node = self.node(ir, "prim::ListConstruct", items)
+            node.outputs = [Value(ir.output(), node)]
+            made.append(node)
+            return node.outputs[0]
+        if isinstance(supply, Value):
+            known = converted(kind, supply)
+            if known is None:
+                return self.reachable(supply, place)
+            supply = known
+        value = supply.value
+        if value == ():
+            return self.supplied(kind, [], place, made)
+        return self.constant(float(value) if kind.name == "FloatType" and type(value) is int else value)
+
+    def reachable(self, value: Value, place: Node) -> Value:
+        """The value itself; a constant that stands after `place` is moved to the front."""
+        producer = value.producer
+        if producer is not None and producer.op == "prim::Constant" and producer.order >= place.order:
+            producer.ir.moveBefore(next(iter(self.graph.nodes())))
+            producer.order = -1.0
+        return value
+
+    def node(self, ir: torch_ir.IRNode, op: str, inputs: list[Value]) -> Node:
+        node = Node(ir, op, inputs, 0.0, frozenset())
+        link(node)
+        self.view.nodes.append(node)
+        self.view.by_op.setdefault(op, []).append(node)
+        return node
+
+    def constant(self, value: Constant) -> Value:
+        key = (type(value), repr(value))
+        if key not in self.constants:
+            ir = torch_ir.insert_constant(self.graph, list(value) if isinstance(value, tuple) else value)
+            producer = Node(ir.node(), "prim::Constant", [], -1.0, frozenset())
+            producer.outputs = [Value(ir, producer)]
+            self.constants[key] = producer.outputs[0]
+        return self.constants[key]
+
+    def discard(self, made: list[Node]) -> None:
+        """Takes back nodes that were just made."""
+        for node in reversed(made):
+            unlink(node)
+            self.view.nodes.pop()
+            self.view.by_op[node.op].pop()
+            for ir in reversed(node.all_ir()):
+                ir.destroy()
+
+    @staticmethod
+    def retire(match: Match) -> None:
+        """Takes the covered nodes out of the mirror."""
+        for node in match.nodes:
+            node.alive = False
+            unlink(node)
+
+    @staticmethod
+    def redirect(old: Value, new: Value) -> None:
+        if new.producer is not None and new.producer.rule is not None and not new.known_facts:
+            kind = old.ir.type()
+            new.ir.setType(kind)
+            new.infer(functools.partial(facts_of_type, kind))
+        for user, slot in old.uses:
+            user.inputs[slot] = new
+            new.uses[user, slot] = None
+        old.uses = {}
+        old.ir.replaceAllUsesWith(new.ir)
+
+
+def _result(ir: torch_ir.IRValue, node: Node, kind: Kind) -> Value:
+    # What torch creates is a tensor until told otherwise.
+    if kind.name != "TensorType":
+        ir.setType(kind.ir)
+    value = Value(ir, node)
+    value.kind = kind.name
+    return value
+
+
+def _pairs(name: str, old: list[Value], new: Operandlike) -> list[tuple[Value, Value]]:
+    """Each output of the pattern with what takes its place. Raises Impossible if they are not of one type."""
+    fresh = new if isinstance(new, list) else [new]
+    pairs: list[tuple[Value, Value]] = []
+    for before, after in zip(old, fresh, strict=True):
+        assert isinstance(after, Value)
+        if before.kind != after.kind:
+            raise Impossible(f"{name} would become a {after.kind} instead of a {before.kind}")
+        pairs.append((before, after))
+    return pairs
+
+
+def _extent(value: Value, dim: int) -> int:
+    facts = value.facts
+    if facts is None or facts.shape is None or not -facts.rank <= dim < facts.rank or not value.is_weight:
+        raise Impossible(f"the extents of {value.name} are not those of a weight")
+    return facts.shape[dim]
