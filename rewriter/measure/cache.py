@@ -1,0 +1,96 @@
+"""Timings kept on disk, per machine and versions, so that a choice is measured once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import platform
+import tempfile
+
+import torch
+
+from rewriter.measure.timing import Timing
+
+_FORMAT = 1
+_log = logging.getLogger("rewriter")
+
+
+def cache_folder() -> pathlib.Path:
+    """`$REWRITER_CACHE`, or `rewriter` in the user's cache folder."""
+    explicit = os.environ.get("REWRITER_CACHE")
+    if explicit:
+        return pathlib.Path(explicit)
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "rewriter"
+
+
+def machine(device: str) -> dict[str, str]:
+    """What timings depend on besides the region itself."""
+    found = {"torch": torch.__version__, "device": device}
+    if device == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    else:
+        found |= {"cpu": _cpu_name(), "threads": str(torch.get_num_threads()), "system": platform.system()}
+    return found
+
+
+@functools.cache
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+class TimingCache:
+    """The timings of one machine. A file that cannot be read, is corrupt or foreign counts as empty."""
+
+    def __init__(self, device: str) -> None:
+        self.machine = machine(device)
+        digest = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = cache_folder() / "timings" / f"{device}-{digest}.json"
+        self.timings: dict[str, Timing] = self._load()
+        self.changed = False
+
+    def _load(self) -> dict[str, Timing]:
+        try:
+            data = json.loads(self.path.read_text())
+            if data["format"] != _FORMAT or data["machine"] != self.machine:
+                return {}
+            found = {str(key): Timing(float(before), float(after)) for key, (before, after) in data["timings"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            _log.warning("timing cache %s is not usable and will be rebuilt: %s", self.path, error)
+            return {}
+        return {key: timing for key, timing in found.items() if timing.before > 0 and timing.after > 0}
+
+    def get(self, key: str) -> Timing | None:
+        return self.timings.get(key)
+
+    def put(self, key: str, timing: Timing) -> None:
+        self.timings[key] = timing
+        self.changed = True
+
+    def save(self) -> None:
+        """Writes the file as a whole or not at all; a read-only or full disk only costs the next run its time."""
+        if not self.changed:
+            return
+        data = {
+            "format": _FORMAT,
+            "machine": self.machine,
+            "timings": {key: [round(t.before, 3), round(t.after, 3)] for key, t in sorted(self.timings.items())},
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
+                json.dump(data, file)
+            os.replace(file.name, self.path)
+        except OSError as error:
+            _log.warning("timings could not be kept in %s: %s", self.path, error)
+        self.changed = False
