@@ -1,0 +1,6 @@
+"""The `rewriter::*` ops. Importing this package registers all of them with torch."""
+
+from rewriter.ops import activation, attention, conv, group_norm, layer_norm, linear, registry
+from rewriter.ops.registry import OPS, Op, Provider
+
+__all__ = ["OPS", "Op", "Provider", "activation", "attention", "conv", "group_norm", "layer_norm", "linear", "registry"]

@@ -1,0 +1,42 @@
+"""Scaled dot-product attention, heads first or tokens first."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from rewriter.ops.registry import define
+
+Optional = torch.Tensor | None
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool
+) -> torch.Tensor:
+    """softmax(q @ k.T * scale + mask) @ v.
+
+    q: [..., S, D], k: [..., T, D], v: [..., T, E], mostly [B, H, S, D]; f16|bf16|f32|f64, any strides.
+    mask: rank 2 or more, broadcasts to [..., S, T], boolean (False hides) or added; scale: None is 1 / sqrt(D);
+    causal hides the keys after each query. Result: [..., S, E]; for rank 4 its memory order is [B, S, H, E], so that
+    merging the heads is free. Raises RuntimeError where both mask and causal are given.
+    """
+    result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    if result.dim() != 4:
+        return result.contiguous()
+    return result.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def attention_tokens(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool
+) -> torch.Tensor:
+    """Attention with the tokens before the heads, as projections leave them.
+
+    q: [B, S, H, D], k: [B, T, H, D], v: [B, T, H, E]; mask: broadcasts to [B, H, S, T]; the rest as in `attention`.
+    Result: [B, S, H, E], contiguous.
+    """
+    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale, causal).transpose(1, 2)
+
+
+_ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale, bool causal"
+define(f"attention({_ARGUMENTS}) -> Tensor", attention)
+define(f"attention_tokens({_ARGUMENTS}) -> Tensor", attention_tokens)

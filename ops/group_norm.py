@@ -1,0 +1,86 @@
+"""Group normalisation, with the additions before it and the SiLU after it."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from rewriter.ops.precision import laid_out_like, widen
+from rewriter.ops.registry import define
+
+Optional = torch.Tensor | None
+
+
+def _normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
+    # Not F.group_norm: it refuses a group of one element, which the traced op accepts.
+    return torch.group_norm(widen(x), groups, widen(weight), widen(bias), eps)
+
+
+def group_norm(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, statistics per sample and group in f32.
+
+    x: [N, C, ...], f16|bf16|f32|f64, any strides; weight, bias: [C] or None. Result: x's shape and dtype, dense, with
+    channels innermost where x has them so. Raises RuntimeError if C % groups.
+    """
+    return laid_out_like(_normalised(x, groups, weight, bias, eps).to(x.dtype), x)
+
+
+def group_norm_silu(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
+    """silu(group_norm(x)); operands and result as in `group_norm`."""
+    return laid_out_like(F.silu(_normalised(x, groups, weight, bias, eps)).to(x.dtype), x)
+
+
+def _sum(x: torch.Tensor, channel_bias: Optional, addend: Optional) -> torch.Tensor:
+    """x + channel_bias[:, None, ...] + addend, rounded once, in the dtype that they promote to."""
+    terms = [x]
+    if channel_bias is not None:
+        terms.append(channel_bias.reshape(-1, *[1] * (x.dim() - 2)))
+    if addend is not None:
+        terms.append(addend)
+    if len(terms) == 1:
+        raise ValueError("add_group_norm needs a channel bias or an addend, found neither")
+    dtype = functools.reduce(torch.promote_types, (term.dtype for term in terms))
+    return functools.reduce(torch.add, map(widen, terms)).to(dtype)
+
+
+def add_group_norm(
+    x: torch.Tensor,
+    channel_bias: Optional,
+    addend: Optional,
+    groups: int,
+    weight: Optional,
+    bias: Optional,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(group_norm(total), total) where total = x + channel_bias + addend.
+
+    For a convolution without its bias: channel_bias: [C] or None is that bias; addend: any shape that broadcasts with
+    x, or None, is a time embedding [N, C, 1, 1] or a residual like x. The rest as in `group_norm`; both results have
+    the dtype of the sum. Raises ValueError where there is nothing to add.
+    """
+    total = _sum(x, channel_bias, addend)
+    return group_norm(total, groups, weight, bias, eps), total
+
+
+def add_group_norm_silu(
+    x: torch.Tensor,
+    channel_bias: Optional,
+    addend: Optional,
+    groups: int,
+    weight: Optional,
+    bias: Optional,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(silu(group_norm(total)), total); operands and results as in `add_group_norm`."""
+    total = _sum(x, channel_bias, addend)
+    return group_norm_silu(total, groups, weight, bias, eps), total
+
+
+_SUM = "Tensor x, Tensor? channel_bias, Tensor? addend"
+_NORM = "int groups, Tensor? weight, Tensor? bias, float eps"
+define(f"group_norm(Tensor x, {_NORM}) -> Tensor", group_norm)
+define(f"group_norm_silu(Tensor x, {_NORM}) -> Tensor", group_norm_silu)
+define(f"add_group_norm({_SUM}, {_NORM}) -> (Tensor, Tensor)", add_group_norm)
+define(f"add_group_norm_silu({_SUM}, {_NORM}) -> (Tensor, Tensor)", add_group_norm_silu)

@@ -1,0 +1,77 @@
+"""Layer and RMS normalisation of tokens, with the residual before and the modulation after."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from rewriter.ops.precision import widen
+from rewriter.ops.registry import define
+
+Optional = torch.Tensor | None
+
+
+def _normalised(x: torch.Tensor, shape: list[int], weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
+    return F.layer_norm(widen(x), shape, widen(weight), widen(bias), eps)
+
+
+def layer_norm(x: torch.Tensor, shape: list[int], weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last len(shape) dimensions, in f32.
+
+    x: [..., *shape], f16|bf16|f32|f64, any strides; weight, bias: shape or None. Result: x's shape and dtype,
+    contiguous. Raises RuntimeError where x does not end in shape.
+    """
+    return _normalised(x, shape, weight, bias, eps).to(x.dtype)
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, shape: list[int], weight: Optional, bias: Optional, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(layer_norm(x + residual), x + residual); x and residual broadcast and promote as in `x + residual`."""
+    total = x + residual
+    return layer_norm(total, shape, weight, bias, eps), total
+
+
+def layer_norm_modulate(
+    x: torch.Tensor,
+    shape: list[int],
+    weight: Optional,
+    bias: Optional,
+    eps: float,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+) -> torch.Tensor:
+    """layer_norm(x) * (1 + scale) + shift in f32, the adaptive norm of diffusion transformers.
+
+    scale, shift: any shapes that broadcast with x, mostly [N, 1, C]. Result: the broadcast shape, in the dtype that
+    the three promote to, contiguous.
+    """
+    dtype = torch.promote_types(x.dtype, torch.promote_types(scale.dtype, shift.dtype))
+    normed = _normalised(x, shape, weight, bias, eps)
+    return (normed * (1 + widen(scale)) + widen(shift)).to(dtype).contiguous()
+
+
+def rms_norm(x: torch.Tensor, shape: list[int], weight: Optional, eps: float | None) -> torch.Tensor:
+    """x / sqrt(mean(x * x) + eps) * weight over the last len(shape) dimensions, accumulated in f32.
+
+    x: [..., *shape], f16|bf16|f32|f64, any strides; weight: shape or None; eps None is torch's own default.
+    Result: x's shape, in x's dtype, contiguous.
+    """
+    return F.rms_norm(x, shape, weight, eps).contiguous()
+
+
+def gate_add(x: torch.Tensor, gate: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x + gate * y in f32, the gated residual of diffusion transformers.
+
+    The three broadcast and promote as in `x + gate * y`; gate is mostly [N, 1, C].
+    """
+    dtype = torch.promote_types(x.dtype, torch.promote_types(gate.dtype, y.dtype))
+    return torch.addcmul(widen(x), widen(gate), widen(y)).to(dtype)
+
+
+_NORM = "int[] shape, Tensor? weight, Tensor? bias, float eps"
+define(f"layer_norm(Tensor x, {_NORM}) -> Tensor", layer_norm)
+define(f"add_layer_norm(Tensor x, Tensor residual, {_NORM}) -> (Tensor, Tensor)", add_layer_norm)
+define(f"layer_norm_modulate(Tensor x, {_NORM}, Tensor scale, Tensor shift) -> Tensor", layer_norm_modulate)
+define("rms_norm(Tensor x, int[] shape, Tensor? weight, float? eps) -> Tensor", rms_norm)
+define("gate_add(Tensor x, Tensor gate, Tensor y) -> Tensor", gate_add)
