@@ -1,0 +1,1 @@
+"""From a module call to a graph: arguments, outputs, module state, tracing, verification."""

@@ -1,0 +1,313 @@
+"""The callable that stands in for a network's `forward`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rewriter.capture import ambient
+from rewriter.capture.recording import NumbersBaked
+from rewriter.capture.structure import Flat
+from rewriter.errors import CaptureError, RewriterError, VerificationError
+from rewriter.runtime.before import Before
+from rewriter.runtime.calls import Call, CallReader, Declined, read_result
+from rewriter.runtime.library import Library
+from rewriter.runtime.prepared import PreparedStore
+from rewriter.runtime.program import Example, Options, Program, build
+from rewriter.runtime.proof import describe, distance, shapes
+from rewriter.runtime.random_state import RandomState
+from rewriter.runtime.trust import Standing
+
+logger = logging.getLogger("rewriter")
+
+# So many captures are free; after that one is allowed for each so many calls.
+_FREE_CAPTURES = 16
+_CALLS_PER_CAPTURE = 20
+_MOST_MESSAGES = 20
+
+
+class RewriterWarning(UserWarning):
+    """An optimised component went back to eager because something in it broke."""
+
+
+class Component:
+    """Replaces `module.forward`. Holds its module weakly: the module owns the component, not the other way round.
+
+    name: as in the report ("unet", "vae.decoder"). place: the instance attribute of the module that it occupies.
+    found: what that attribute held before, or None if it did not exist. closed: why it always runs eagerly, or None.
+    reason: why calls like the last one run eagerly, or None where they do not.
+    """
+
+    # Without a `__dict__` nothing is copied into the wrappers that accelerate and diffusers put around a forward.
+    __slots__ = (
+        "__weakref__",
+        "_library",
+        "_lock",
+        "_module",
+        "_reader",
+        "_retired",
+        "_store",
+        "calls",
+        "captures",
+        "closed",
+        "eager_calls",
+        "found",
+        "latest",
+        "messages",
+        "name",
+        "options",
+        "place",
+        "reason",
+        "users",
+    )
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        *,
+        name: str,
+        options: Options,
+        place: str,
+        found: Callable[..., Any] | None,
+        closed: str | None = None,
+    ) -> None:
+        self.name, self.options, self.place, self.found, self.closed = name, options, place, found, closed
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.calls = self.eager_calls = self.captures = 0
+        self.reason: str | None = closed
+        self.messages: list[str] = []
+        self.latest: Program | None = None
+        self._module = weakref.ref(module)
+        self._reader = CallReader(inspect.signature(self._original(module)))
+        self._library = Library()
+        self._store = PreparedStore()
+        self._lock = threading.RLock()
+        self._retired = False
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return self._reader.signature
+
+    def __repr__(self) -> str:
+        module = self._module()
+        return f"<rewriter component {self.name} of {type(module).__name__ if module is not None else 'a dead module'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copied or unpickled module is not optimised.
+        if self.found is not None:
+            return _same, (self.found,)
+        module = self._alive()
+        return types.MethodType, (type(module).forward, module)
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The module whose `forward` this is, or None when it has been freed."""
+        return self._module()
+
+    @property
+    def programs(self) -> list[Program]:
+        """The captures in use, least recently used first."""
+        with self._lock:
+            return self._library.programs()
+
+    def memory(self) -> int:
+        """Bytes held by weights that rules have prepared."""
+        return self._store.bytes()
+
+    def retire(self) -> None:
+        """Drops everything; whoever still holds this callable gets the module's own forward."""
+        with self._lock:
+            self._retired = True
+            self._library.clear()
+            self.latest = self._reader.snapshot = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self._alive()
+        if self._retired or ambient.in_foreign_capture():
+            return self._original(module)(*args, **kwargs)
+        with self._lock:
+            self.calls += 1
+            call = self._read(module, args, kwargs)
+            found = self._library.find(call) if isinstance(call, Call) else None
+            if isinstance(call, Call) and found is None:
+                call = self._hopeless(call) or call
+                if isinstance(call, Call):
+                    return self._first(module, call, args, kwargs)
+            if isinstance(call, Call) and found is not None and found[1] is Standing.UNPROVED:
+                return self._prove(module, found[0], call, args, kwargs)
+        if isinstance(call, Declined) or found is None:
+            assert isinstance(call, Declined)
+            return self._eager(module, call, args, kwargs)
+        program = found[0]
+        try:
+            tensors = program.run(call.flat.tensors, call.flat.numbers, call.snapshot.weights)
+        except Exception as error:
+            # What eager raises too is the caller's mistake, and no reason to give the graph up.
+            reason = f"the rewritten graph failed with {describe(error)}"
+            result = self._eager(module, Declined(reason=reason, failure=True), args, kwargs)
+            self._broken(program, call, reason)
+            return result
+        self.reason = None
+        return program.rebuild(tensors)
+
+    def _alive(self) -> torch.nn.Module:
+        module = self._module()
+        if module is None:
+            raise RewriterError(
+                f"{self.name}: the module of this forward no longer exists; keep a reference to the module itself"
+            )
+        return module
+
+    def _original(self, module: torch.nn.Module) -> Callable[..., Any]:
+        return self.found if self.found is not None else types.MethodType(type(module).forward, module)
+
+    def _read(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Call | Declined:
+        reason = self.closed or ambient.circumstance(module)
+        if reason:
+            return Declined(reason=reason, failure=False)
+        call = self._reader.read(module, args, kwargs)
+        if isinstance(call, Declined) and call.failure and self.options.strict:
+            raise CaptureError(f"{self.name}: {call.reason}")
+        return call
+
+    def _hopeless(self, call: Call) -> Declined | None:
+        reason = self._library.failure(call)
+        if reason is None and self.captures >= _FREE_CAPTURES + self.calls // _CALLS_PER_CAPTURE:
+            fixed = [path for path, live in zip(call.plan.paths, call.plan.live, strict=True) if not live]
+            what = f" (one for each value of {', '.join(fixed)})" if fixed else ""
+            reason = f"its calls need too many graphs{what}: {self.captures} for {self.calls} calls"
+        return None if reason is None else Declined(reason=reason, failure=True)
+
+    def _eager(self, module: torch.nn.Module, why: Declined, args: Any, kwargs: Any) -> Any:
+        with self._lock:
+            self.eager_calls += 1
+            if why.failure or not self._library.programs():
+                self.reason = why.reason
+            self._note(f"ran eagerly: {why.reason}")
+        return self._original(module)(*args, **kwargs)
+
+    def _first(self, module: torch.nn.Module, call: Call, args: Any, kwargs: Any) -> Any:
+        """Runs a call for which there is no graph, and makes one."""
+        flat, verify = call.flat, self.options.verify
+        devices = {tensor.device for tensor in flat.tensors}
+        before = Before(call.arguments, flat, call.snapshot)
+        result = self._original(module)(*args, **kwargs) if verify else None
+        with RandomState(devices).kept():
+            program = self._capture(module, call, before, result)
+        if program is None:
+            if not verify:
+                return self._eager(module, Declined(reason=self.reason or "", failure=True), args, kwargs)
+            self.eager_calls += 1
+            return result
+        self.reason = None
+        self.latest = program
+        self._library.add(call, program)
+        if verify:
+            self.eager_calls += 1
+            return result
+        return program.rebuild(program.run(flat.tensors, flat.numbers, call.snapshot.weights))
+
+    def _capture(self, module: torch.nn.Module, call: Call, before: Before, result: Any) -> Program | None:
+        """A verified program, or None after noting why there is none."""
+        try:
+            expected = None
+            if self.options.verify:
+                _raise(before.change())
+                expected = read_result(result)
+            # The eager call may have settled something lazily, such as the hooks that transformers installs.
+            _raise(self._reader.reread(module, call))
+            program = self._build(module, call, before, expected)
+        except Exception as error:
+            reason = str(error) if isinstance(error, RewriterError) else describe(error)
+            self._library.fail(call, reason)
+            self.reason = reason
+            self._note(reason)
+            if self.options.strict and isinstance(error, RewriterError):
+                raise
+            return None
+        logger.info("%s: ready, %d rewrites", self.name, len(program.rewritten.rewrites))
+        return program
+
+    def _build(self, module: torch.nn.Module, call: Call, before: Before, expected: Flat | None) -> Program:
+        while True:
+            self.captures += 1
+            example = Example(
+                flat=call.flat,
+                before=before,
+                live=tuple(call.plan.live),
+                invoke=self._reader.invoker(self._original(module)),
+                expected=expected,
+            )
+            try:
+                return build(module, example, call.snapshot, self.options, self._store, self.name)
+            except NumbersBaked as baked:
+                for text in call.plan.fix(baked):
+                    self._note(text)
+            except (CaptureError, VerificationError, RuntimeError) as error:
+                if isinstance(error, torch.cuda.OutOfMemoryError) or not any(call.plan.live):
+                    raise
+                self._note(f"another attempt with all numbers fixed, because {error}")
+                call.plan.fix_all()
+
+    def _prove(self, module: torch.nn.Module, program: Program, call: Call, args: Any, kwargs: Any) -> Any:
+        """Runs a call eagerly and the program beside it, to learn whether the program holds for it too."""
+        flat, trust = call.flat, program.trust
+        devices = {tensor.device for tensor in flat.tensors}
+        before = Before(call.arguments, flat, call.snapshot)
+        self.eager_calls += 1
+        result = self._original(module)(*args, **kwargs)
+        with RandomState(devices).kept():
+            problem = before.change() or distance(program, call, before, result)
+        numbers = program.live_numbers(flat.numbers)
+        changed = trust.changed_numbers(numbers)
+        if not problem:
+            trust.prove(call.signature, numbers)
+        elif changed and trust.shape_proved(call.signature):
+            positions = [index for index, live in enumerate(program.live) if live]
+            for position in changed:
+                call.plan.live[positions[position]] = False
+                self._note(f"{call.plan.paths[positions[position]]} does not stay live: {problem}")
+            self._drop(program)
+        else:
+            trust.refuse(call.signature)
+            self._note(f"the graph does not hold for the shapes {shapes(call.signature)}: {problem}")
+        return result
+
+    def _broken(self, program: Program, call: Call, reason: str) -> None:
+        with self._lock:
+            self._drop(program)
+            self._library.fail(call, reason)
+            self.reason = reason
+        warnings.warn(
+            f"rewriter: {self.name} runs calls like this one eagerly from now on: {reason}",
+            RewriterWarning,
+            stacklevel=5,
+        )
+
+    def _drop(self, program: Program) -> None:
+        self._library.drop(program)
+        if self.latest is program:
+            self.latest = None
+
+    def _note(self, message: str) -> None:
+        if message not in self.messages:
+            logger.info("%s: %s", self.name, message)
+            self.messages.append(message)
+            del self.messages[:-_MOST_MESSAGES]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _raise(problem: str | None) -> None:
+    if problem:
+        raise CaptureError(problem)

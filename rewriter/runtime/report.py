@@ -1,0 +1,178 @@
+"""What became of each network: as data, as text and as a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections import Counter
+from typing import Any, Literal
+
+from rewriter.runtime.component import Component
+from rewriter.runtime.report_html import page
+from rewriter.runtime.report_text import table, wrapped
+from rewriter.runtime.session import components_of
+
+_HEADS: tuple[str, ...] = (
+    "NETWORK",
+    "STATUS",
+    "REWRITES",
+    "NODES",
+    "ERROR",
+    "READY",
+    "MEMORY",
+    "CALLS",
+    "EAGER",
+)
+
+Status = Literal["optimised", "pending", "eager"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleCount:
+    """How often a rule matched legally, and how many of these rewrites are in the graph that runs."""
+
+    matched: int
+    kept: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComponentReport:
+    """One network.
+
+    status: "optimised" (runs a rewritten graph), "pending" (not called yet) or "eager"; reason: why eager.
+    matches, nodes_before, nodes_after, seconds: of the latest capture. refusals: near misses as (rule, node, reason).
+    error: largest relative L2 error against eager on a capture's first inputs, None if not compared.
+    memory: bytes of prepared weights. captures: traces made so far, `calls` and `eager_calls`: calls so far.
+    """
+
+    name: str
+    module: str
+    status: Status
+    reason: str | None
+    matches: dict[str, RuleCount]
+    refusals: list[tuple[str, str, str]]
+    nodes_before: int
+    nodes_after: int
+    error: float | None
+    seconds: dict[str, float]
+    memory: int
+    captures: int
+    calls: int
+    eager_calls: int
+    messages: list[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """The state of an optimised target at one moment; `str()` gives a table."""
+
+    target: str
+    rules: int
+    components: dict[str, ComponentReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return dataclasses.asdict(self)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page that needs nothing beside it."""
+        pathlib.Path(path).write_text(page(self), encoding="utf-8")
+
+    def __str__(self) -> str:
+        count = Counter(part.status for part in self.components.values())
+        states = ", ".join(f"{count[status]} {status}" for status in ("optimised", "eager", "pending") if count[status])
+        lines = [f"{self.target}: {states} ({self.rules} rules)", ""]
+        rows = [_HEADS]
+        for name, part in self.components.items():
+            rows.append((name, *cells(part)))
+        lines += table(rows, right=frozenset({2, 3, 4, 5, 6, 7, 8}))
+        for name, part in self.components.items():
+            lines += _details(name, part)
+        return "\n".join(lines)
+
+
+def cells(part: ComponentReport) -> tuple[str, ...]:
+    """The short facts of a network, as they stand in a row."""
+    kept = sum(count.kept for count in part.matches.values())
+    matched = sum(count.matched for count in part.matches.values())
+    done = part.status == "optimised"
+    return (
+        part.status,
+        f"{kept} of {matched}" if done else "",
+        f"{part.nodes_before} > {part.nodes_after}" if done else "",
+        f"{part.error:.1e}" if part.error is not None else "",
+        f"{sum(part.seconds.values()):.1f} s" if part.seconds else "",
+        f"{part.memory / 2**20:.1f} MiB" if part.memory else "",
+        str(part.calls),
+        str(part.eager_calls),
+    )
+
+
+def times(part: ComponentReport) -> str:
+    """Where the time until ready went."""
+    return ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in part.seconds.items())
+
+
+def _details(name: str, part: ComponentReport) -> list[str]:
+    lines = ["", f"{name} ({part.module})"]
+    if part.reason:
+        lines += wrapped(f"eager because {part.reason}", indent=2)
+    if part.seconds:
+        lines.append(f"  {times(part)}")
+    if part.matches:
+        rows = [("RULE", "FOUND", "KEPT")]
+        ordered = sorted(part.matches.items(), key=lambda item: (-item[1].kept, -item[1].matched, item[0]))
+        rows += [(rule, str(count.matched), str(count.kept)) for rule, count in ordered]
+        lines += [f"  {line}" for line in table(rows, right=frozenset({1, 2}))]
+    for message in part.messages:
+        lines += wrapped(message, indent=2, first="- ")
+    return lines if len(lines) > 2 else []
+
+
+def report(target: object) -> Report:
+    """What became of each network of an optimised pipeline or module.
+
+    Raises RewriterError if it is not optimised and TypeError for another kind of object.
+    """
+    components = components_of(target)
+    rules = next(iter(components.values())).options.rules
+    return Report(
+        target=type(target).__name__,
+        rules=len(rules),
+        components={name: _component_report(name, component) for name, component in components.items()},
+    )
+
+
+def _component_report(name: str, component: Component) -> ComponentReport:
+    programs = component.programs
+    latest = component.latest or (programs[-1] if programs else None)
+    done = latest.rewritten if latest is not None else None
+    rewrites = done.rewrites if done is not None else ()
+    matched, kept = Counter(rule for rule, _ in rewrites), Counter(rule for rule, kept in rewrites if kept)
+    errors = [program.error for program in programs if program.error is not None]
+    status = _status(component)
+    module = component.module
+    return ComponentReport(
+        name=name,
+        module=type(module).__name__,
+        status=status,
+        reason=component.reason if status == "eager" else None,
+        matches={rule: RuleCount(matched=matched[rule], kept=kept[rule]) for rule in matched},
+        refusals=list(done.refusals) if done is not None else [],
+        nodes_before=done.nodes_before if done is not None else 0,
+        nodes_after=done.nodes_after if done is not None else 0,
+        error=max(errors) if errors else None,
+        seconds=dict(latest.seconds) if latest is not None else {},
+        memory=component.memory(),
+        captures=component.captures,
+        calls=component.calls,
+        eager_calls=component.eager_calls,
+        messages=[*component.messages, *(latest.messages if latest is not None else ())],
+    )
+
+
+def _status(component: Component) -> Status:
+    if component.reason:
+        return "eager"
+    return "optimised" if component.programs else "pending"

@@ -1,0 +1,81 @@
+"""Weights derived from weights follow their sources."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rewriter.graph.prepare import Prepared
+from rewriter.runtime.prepared import PreparedStore, PreparedWeights
+
+CONCAT = Prepared(function="concat", sources=(0, 1), options=(("dim", 0),))
+TURNED = Prepared(function="transpose", sources=(2,), options=(("dim0", 0), ("dim1", 1)))
+NAMES = ("q", "k")
+
+
+def sources() -> list[torch.Tensor]:
+    return [torch.nn.Parameter(torch.randn(64, 3)), torch.nn.Parameter(torch.randn(32, 3))]
+
+
+def replace(weights: list[torch.Tensor]) -> None:
+    weights[1] = torch.nn.Parameter(torch.randn(32, 3))
+
+
+CHANGES: dict[str, Callable[[list[torch.Tensor]], object]] = {
+    "in place": lambda weights: weights[0].mul_(2),
+    "one element": lambda weights: weights[0][5, 1].zero_(),
+    "through data": lambda weights: weights[1].data.add_(1),
+    "other data": lambda weights: setattr(weights[0], "data", torch.randn(64, 3)),
+    "other tensor": replace,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_source_renews_the_result_in_its_storage(change: str) -> None:
+    weights = sources()
+    prepared = PreparedWeights((CONCAT, TURNED), NAMES, weights, PreparedStore())
+    first = prepared.refresh(weights)
+    pointers = [tensor.data_ptr() for tensor in first]
+    assert prepared.refresh(weights)[0] is first[0]
+    CHANGES[change](weights)
+    joined, turned = prepared.refresh(weights)
+    assert torch.equal(joined, torch.cat(weights))
+    assert torch.equal(turned, torch.cat(weights).T)
+    assert [joined.data_ptr(), turned.data_ptr()] == pointers
+
+
+def test_nothing_is_computed_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = sources()
+    prepared = PreparedWeights((CONCAT,), NAMES, weights, PreparedStore())
+    monkeypatch.setattr("rewriter.graph.prepare.run", lambda *_: pytest.fail("computed again"))
+    for _ in range(3):
+        prepared.refresh(weights)
+
+
+def test_another_dtype_gets_another_storage() -> None:
+    weights = sources()
+    prepared = PreparedWeights((CONCAT,), NAMES, weights, PreparedStore())
+    for weight in weights:
+        weight.data = weight.data.half()
+    assert prepared.refresh(weights)[0].dtype is torch.float16
+
+
+def test_a_recipe_that_changes_nothing_does_not_alias_the_weight() -> None:
+    weights = [torch.nn.Parameter(torch.randn(4, 3))]
+    recipe = Prepared(function="reshape", sources=(0,), options=(("shape", (3, 4)),))
+    prepared = PreparedWeights((recipe,), ("w",), weights, PreparedStore())
+    assert prepared.refresh(weights)[0].data_ptr() != weights[0].data_ptr()
+
+
+def test_captures_share_what_they_both_need_and_free_it() -> None:
+    weights, store = sources(), PreparedStore()
+    first = PreparedWeights((CONCAT,), NAMES, weights, store)
+    second = PreparedWeights((CONCAT, TURNED), NAMES, weights, store)
+    assert first.refresh(weights)[0] is second.refresh(weights)[0]
+    assert store.bytes() == 2 * 96 * 3 * 4
+    del first, second
+    gc.collect()
+    assert store.bytes() == 0
