@@ -1,0 +1,124 @@
+"""A rule's pattern as a program: run op by op as the reference, and captured as a module for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rewriter import torch_ir
+from rewriter.graph.canonical import canonicalise
+from rewriter.language.rule import Call, Rule, Step
+from rewriter.language.syntax import Literal, Operand, Sequence, Var
+from rewriter.proof.sample import Sample, weights_of
+
+
+class PatternModule(torch.nn.Module):
+    """Runs the pattern of a rule on tensors. Operands that must be weights are parameters, the others arguments."""
+
+    def __init__(self, rule: Rule, sample: Sample, *, choice: int = 0) -> None:
+        super().__init__()
+        self.rule = rule
+        self.choice = choice
+        self.operands = dict(sample.operands)
+        self.arguments: list[tuple[str, int | None]] = []
+        weights = weights_of(rule)
+        for name, position, tensor in _tensors(sample.operands):
+            if name in weights:
+                self.register_parameter(
+                    f"{name}_{position or 0}", torch.nn.Parameter(tensor, requires_grad=False)
+                )
+            else:
+                self.arguments.append((name, position))
+
+    def example(self) -> list[torch.Tensor]:
+        """The tensors to call the module with."""
+        return [
+            self.operands[name] if position is None else self.operands[name][position]
+            for name, position in self.arguments
+        ]
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        names: dict[str, Any] = {
+            name: list(value) if isinstance(value, list) else value for name, value in self.operands.items()
+        }
+        for name, parameter in self.named_parameters():
+            operand, position = name.rsplit("_", 1)
+            if isinstance(names[operand], list):
+                names[operand][int(position)] = parameter
+            else:
+                names[operand] = parameter
+        for (name, position), tensor in zip(self.arguments, tensors, strict=True):
+            if position is None:
+                names[name] = tensor
+            else:
+                names[name][position] = tensor
+        for step in self.rule.match:
+            run_step(step, names, self.choice)
+        found = [names[name] for name in self.rule.outputs]
+        return tuple(item for value in found for item in (value if isinstance(value, list) else [value]))
+
+
+def run_step(step: Step, names: dict[str, Any], choice: int = 0) -> None:
+    """Computes one statement and binds its results. `choice`: which of its alternative ops."""
+    call = step.calls[choice % len(step.calls)]
+    if step.statement.choice is not None:
+        names[step.statement.choice] = call.op.split("::")[1]
+    if step.statement.starred and not call.unpacks:
+        count = max(len(value) for value in (names[v.name] for v in _starred(call)))
+        names[step.targets[0]] = [_call(call, names, position) for position in range(count)]
+        return
+    result = _call(call, names, None)
+    results = list(result) if call.unpacks or len(step.targets) > 1 else [result]
+    if step.statement.starred:
+        names[step.targets[0]] = results
+    else:
+        names.update(zip(step.targets, results, strict=True))
+
+
+def capture(module: PatternModule) -> tuple[torch_ir.Graph, list[torch.Tensor]]:
+    """The canonical graph of the pattern and the weights that it reads."""
+    graph, weights = torch_ir.trace(module, module.example())
+    canonicalise(graph)
+    return graph, weights
+
+
+def _tensors(operands: dict[str, Any]) -> Iterator[tuple[str, int | None, torch.Tensor]]:
+    for name, value in operands.items():
+        if isinstance(value, torch.Tensor):
+            yield name, None, value
+        elif isinstance(value, list):
+            for position, item in enumerate(value):
+                if isinstance(item, torch.Tensor):
+                    yield name, position, item
+
+
+def _starred(call: Call) -> list[Var]:
+    return [operand for operand in call.operands if isinstance(operand, Var) and operand.starred]
+
+
+def _call(call: Call, names: dict[str, Any], position: int | None) -> Any:
+    namespace, name = call.op.split("::")
+    op = getattr(getattr(torch.ops, namespace), name)
+    positional = [_value(operand, names, position) for operand in call.operands]
+    # Overloads with the same argument names differ in types only, which torch resolves from the values.
+    arguments = next(
+        overload._schema.arguments
+        for overload in (getattr(op, each) for each in op.overloads())
+        if tuple(argument.name for argument in overload._schema.arguments) == call.names
+    )
+    given = list(zip(arguments, positional, strict=True))
+    keywords = {argument.name: value for argument, value in given if argument.kwarg_only}
+    return op(*(value for argument, value in given if not argument.kwarg_only), **keywords)
+
+
+def _value(operand: Operand, names: dict[str, Any], position: int | None) -> Any:
+    if isinstance(operand, Literal):
+        return list(operand.value) if isinstance(operand.value, tuple) else operand.value
+    if isinstance(operand, Sequence):
+        return [_value(item, names, position) for item in operand.items]
+    if isinstance(operand, Var):
+        value = names[operand.name]
+        return value[position] if operand.starred and position is not None else value
+    raise LookupError("an operand without a value in the pattern")
