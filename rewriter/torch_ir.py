@@ -1,4 +1,4 @@
-"""The one place that touches private torch symbols: TorchScript graphs, passes, schemas and the executor.
+"""The one place that touches private torch symbols: the tracer, TorchScript graphs, passes, schemas, the executor.
 
 Every private symbol is looked up when this module is imported, so a torch that lacks one fails at once with a
 message that names it, and not in the middle of an optimisation.
@@ -7,11 +7,15 @@ message that names it, and not in the middle of an optimisation.
 from __future__ import annotations
 
 import contextlib
+import operator
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.jit import _trace as trace_internals
+from torch.nn.modules import module as module_internals
 
 from rewriter.errors import UnsupportedTorch
 
@@ -29,48 +33,111 @@ _PRIVATE = (
     "TensorType",
     "parse_ir",
     "_create_function_from_graph",
+    "_create_graph_by_tracing",
+    "_functorch.peek_interpreter_stack",
     "_get_graph_executor_optimize",
+    "_get_value_trace",
     "_set_graph_executor_optimize",
     "_jit_get_all_schemas",
     "_jit_get_schemas_for_operator",
     "_jit_pass_constant_propagation",
     "_jit_pass_cse",
     "_jit_pass_dce",
-    "_jit_pass_inline",
     "_jit_pass_lint",
     "_jit_pass_lower_all_tuples",
-    "_jit_pass_lower_graph",
     "_jit_pass_remove_mutation",
+    "_len_torch_dispatch_stack",
+    "_len_torch_function_stack",
+)
+_PRIVATE_ELSEWHERE = (
+    (torch.jit, "is_tracing"),
+    (trace_internals, "_trace_module_map"),
+    (module_internals, "_has_any_global_hook"),
 )
 
 
 def _probe() -> dict[str, Any]:
-    missing = [name for name in _PRIVATE if not hasattr(torch._C, name)]
+    found: dict[str, Any] = {}
+    missing: list[str] = []
+    for name in _PRIVATE:
+        try:
+            found[name] = operator.attrgetter(name)(torch._C)
+        except AttributeError:
+            missing.append(f"torch._C.{name}")
+    missing += [f"{owner.__name__}.{name}" for owner, name in _PRIVATE_ELSEWHERE if not hasattr(owner, name)]
     if missing:
         raise UnsupportedTorch(
-            f"torch {torch.__version__} lacks what rewriter needs to read TorchScript graphs: torch._C.{', torch._C.'.join(missing)}. "
+            f"torch {torch.__version__} lacks what rewriter needs to record and read graphs: {', '.join(missing)}. "
             "Supported: torch 2.11 to 2.14."
         )
-    return {name: getattr(torch._C, name) for name in _PRIVATE}
+    return found
 
 
 _C = _probe()
 
+# What is active around a call: each gives a number or an object that is false where there is nothing.
+function_modes: Callable[[], int] = _C["_len_torch_function_stack"]
+dispatch_modes: Callable[[], int] = _C["_len_torch_dispatch_stack"]
+innermost_transform: Callable[[], Any] = _C["_functorch.peek_interpreter_stack"]
+is_tracing: Callable[[], bool] = operator.attrgetter("is_tracing")(torch.jit)
+has_global_hook: Callable[[], bool] = module_internals._has_any_global_hook
+# The value of the graph under construction that a traced tensor stands for.
+traced_value: Callable[[torch.Tensor], IRValue] = _C["_get_value_trace"]
 
-def trace(function: torch.nn.Module, example: Sequence[torch.Tensor]) -> tuple[Graph, list[torch.Tensor]]:
-    """Records `function(*example)` and lowers it to a pure graph of (inputs, weights).
+# The tracer finds the names of modules in a global.
+_TRACING = threading.Lock()
 
-    Returns the graph and the weights it reads: the module's own parameter and buffer objects, in the order of the
-    graph inputs that follow the example's. Raises what `torch.jit.trace` raises.
+
+def record(
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    example: Sequence[torch.Tensor],
+    module: torch.nn.Module,
+    weights: Sequence[torch.Tensor],
+) -> Graph:
+    """The graph of `function(*example)`, with one further input for each of `weights`, which `function` reads itself.
+
+    Nodes carry the path of the submodule of `module` that made them as their scope. Raises what `function` raises.
+    Not `torch.jit.trace`: it builds a TorchScript class for every submodule, which takes longer than the trace and is
+    never freed (12 MiB for each trace of a small UNet).
     """
-    with warnings.catch_warnings(), torch.no_grad():
+    names = {child: f"__module.{path}" if path else "__module" for path, child in module.named_modules()}
+
+    def call(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return function(*inputs[: len(example)])
+
+    with _TRACING, torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # check_trace would run the result and cache an execution plan that later rewrites never reach.
-        traced = torch.jit.trace(function, tuple(example), check_trace=False, strict=False)
-    graph = traced.graph.copy()
-    _C["_jit_pass_inline"](graph)
-    lowered, weights = _C["_jit_pass_lower_graph"](graph, traced._c)
-    return lowered, list(weights)
+        before = trace_internals._trace_module_map
+        trace_internals._trace_module_map = names
+        try:
+            graph, _ = _C["_create_graph_by_tracing"](call, (*example, *weights), lambda _: "", False, False)
+        finally:
+            trace_internals._trace_module_map = before
+    return graph
+
+
+def drop_unused(graph: Graph, first: int) -> list[int]:
+    """Removes the inputs from position `first` on that nothing reads; returns which of them stay, from 0 on."""
+    used = [bool(value.uses()) for value in list(graph.inputs())[first:]]
+    for index in reversed(range(len(used))):
+        if not used[index]:
+            graph.eraseInput(first + index)
+    return [index for index, is_used in enumerate(used) if is_used]
+
+
+def trace(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> tuple[Graph, list[torch.Tensor]]:
+    """The graph of `module(*example)` as a pure function of (inputs, weights), and the weights that it reads.
+
+    These are the module's own parameters and buffers, in the order of the graph's inputs after the example's.
+    """
+    weights = [*module.parameters(), *module.buffers()]
+
+    def call(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = module(*inputs)
+        return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+    graph = record(call, example, module, weights)
+    return graph, [weights[index] for index in drop_unused(graph, len(example))]
 
 
 def simplify(graph: Graph) -> None:

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
-from torch.nn.modules import module as module_internals
 
-from rewriter.errors import UnsupportedTorch
+from rewriter import torch_ir
 
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-
-
-def _probe(owner: Any, name: str) -> Any:
-    found = getattr(owner, name, None)
-    if found is None:
-        raise UnsupportedTorch(
-            f"torch {torch.__version__} lacks {owner.__name__}.{name}. Supported: torch 2.11 to 2.14."
-        )
-    return found
-
-
-_function_modes = _probe(torch._C, "_len_torch_function_stack")
-_dispatch_modes = _probe(torch._C, "_len_torch_dispatch_stack")
-_jit_is_tracing = _probe(torch.jit, "is_tracing")
-_has_global_hook = _probe(module_internals, "_has_any_global_hook")
 
 
 def in_foreign_capture() -> str | None:
     """Why nothing at all may be done in this call: somebody else is recording it."""
     if torch.compiler.is_compiling():
         return "torch.compile is tracing this call"
-    if _jit_is_tracing():
+    if torch_ir.is_tracing():
         return "torch.jit is tracing this call"
     return None
 
@@ -41,11 +24,13 @@ def circumstance(module: torch.nn.Module) -> str | None:
     """Why this call must run eagerly whatever its arguments are, or None."""
     if module.training:
         return "the module is in training mode (call .eval())"
-    if _function_modes():
+    if torch_ir.function_modes():
         return "a torch function mode is active (torch.set_default_device and `with torch.device(...)` are such modes)"
-    if _dispatch_modes():
+    if torch_ir.dispatch_modes():
         return "a torch dispatch mode is active"
-    if _has_global_hook():
+    if torch_ir.innermost_transform() is not None:
+        return "a transform of torch.func is active"
+    if torch_ir.has_global_hook():
         return "a global module hook is registered"
     return None
 

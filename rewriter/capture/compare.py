@@ -10,15 +10,21 @@ import torch
 # Relative L2 error. A trace runs the same kernels as eager; a rewritten graph rounds elsewhere.
 TRACE_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 REWRITE_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}
+# However much a network amplifies rounding, beyond this a rewrite counts as wrong.
+WIDEST_LIMITS = {torch.float64: 1e-5, torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 _COARSEST_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """error: the largest relative L2 error over all outputs; problem: what is wrong, or None where all is well."""
+    """error: the largest relative L2 error over all outputs; problem: what is wrong, or None where all is well.
+
+    too_large: what is wrong is the size of the error, not its kind.
+    """
 
     error: float
     problem: str | None
+    too_large: bool = False
 
 
 def working_dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:
@@ -68,9 +74,8 @@ def compare(
         error = relative_error(a, b)
         worst = max(worst, error)
         if not error <= limit:
-            return Difference(
-                error=worst, problem=f"relative L2 error {error:.2g} on output {index} (limit {limit:.0e})"
-            )
+            text = f"relative L2 error {error:.2g} on output {index} (limit {limit:.0e})"
+            return Difference(error=worst, problem=text, too_large=True)
     return Difference(error=worst, problem=None)
 
 

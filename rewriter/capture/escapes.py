@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from rewriter.errors import UnsupportedTorch
-
-if not hasattr(torch._C, "_get_value_trace"):
-    raise UnsupportedTorch(f"torch {torch.__version__} lacks torch._C._get_value_trace. Supported: torch 2.11 to 2.14.")
-# The value of the graph under construction that a traced tensor stands for.
-_value: Callable[[torch.Tensor], Any] = getattr(torch._C, "_get_value_trace")  # noqa: B009
+from rewriter import torch_ir
 
 _CONVERSIONS = frozenset(
     {
@@ -52,7 +47,7 @@ class Escapes(TorchFunctionMode):
 
     def __init__(self, inputs: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self._positions = {_value(tensor).unique(): index for index, tensor in enumerate(inputs)}
+        self._positions = {torch_ir.traced_value(tensor).unique(): index for index, tensor in enumerate(inputs)}
         self.data: dict[int, str] = {}
         self.weights: str | None = None
         self.shapes = False
@@ -68,7 +63,7 @@ class Escapes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _record(self, tensor: torch.Tensor) -> None:
-        pending, visited = [_value(tensor)], set()
+        pending, visited = [torch_ir.traced_value(tensor)], set()
         while pending:
             value = pending.pop()
             if value.unique() in visited:

@@ -12,7 +12,6 @@ from rewriter import torch_ir
 from rewriter.capture.escapes import Escapes
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Structure, flatten, unflatten
-from rewriter.capture.tracing import drop_unused, trace
 from rewriter.errors import CaptureError
 from rewriter.graph.canonical import canonicalise
 
@@ -96,7 +95,7 @@ def record(
         raise CaptureError("the call has no tensor among its arguments")
     weights, slots = _distinct(snapshot)
     try:
-        graph = trace(call, example, module, weights)
+        graph = torch_ir.record(call, example, module, weights)
     except (torch.cuda.OutOfMemoryError, CaptureError):
         raise
     except Exception as error:
@@ -120,7 +119,7 @@ def record(
         baked = dict.fromkeys(positions, "an attribute")
     return Recording(
         graph=graph,
-        weights=tuple(slots[index] for index in drop_unused(graph, len(example))),
+        weights=tuple(slots[index] for index in torch_ir.drop_unused(graph, len(example))),
         outputs=call.outputs,
         baked_numbers=baked,
         baked_data=_data_place(call.escapes, len(tensors)),

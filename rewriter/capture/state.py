@@ -59,15 +59,20 @@ def _qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+_serials = itertools.count()
+
+
 class Snapshot:
     """The state of a module tree at one moment.
 
     fingerprint: equal for two snapshots exactly where one trace serves both.
     weights, names: parameters and buffers in the order of traversal (a tied one occurs twice), and their paths.
     blocked: why this module tree cannot be captured at all, or None.
+    serial: another number for each snapshot.
     """
 
     def __init__(self, root: torch.nn.Module) -> None:
+        self.serial = next(_serials)
         self.fingerprint: tuple[Any, ...] = ()
         self.names: list[str] = []
         self.weights: list[torch.Tensor] = []
@@ -195,10 +200,11 @@ class Snapshot:
                 self._watch(table)
             else:
                 self._empty.append(table)
-        for attribute, owner in (("_hf_hook", "accelerate"), ("_diffusers_hook", "diffusers")):
-            if attribute in module.__dict__ and not self.blocked:
-                kind = type(module.__dict__[attribute]).__name__
-                self.blocked = f"the submodule {path} has a hook of {owner} ({kind})"
+        if "_hf_hook" in module.__dict__ and not self.blocked:
+            kind = type(module.__dict__["_hf_hook"]).__name__
+            self.blocked = f"the submodule {path} has a hook of accelerate ({kind})"
+        if not self.blocked and (names := diffusers_hooks(module)):
+            self.blocked = f"the submodule {path} has a hook of diffusers ({', '.join(names)})"
 
     def _size(self, container: Any) -> None:
         (self._sizes if container else self._empty).append(container)
@@ -280,6 +286,12 @@ class Snapshot:
                 self._copies.append((container, dict(container)))
             elif isinstance(container, list):
                 self._copies.append((container, list(container)))
+
+
+def diffusers_hooks(module: torch.nn.Module) -> list[str]:
+    """The names of the hooks that diffusers keeps in a module's registry; models with a cache have an empty one."""
+    registry = module.__dict__.get("_diffusers_hook")
+    return list(getattr(registry, "hooks", ()))
 
 
 def _values(getters: list[_Getter], containers: list[Any]) -> Iterator[Any]:

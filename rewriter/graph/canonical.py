@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rewriter import torch_ir
+from rewriter.graph.writes import writers
 
 # Tensor arithmetic on sizes, and the same on plain integers.
 _INTEGER_OPS = {
@@ -16,6 +17,7 @@ _INTEGER_OPS = {
     "aten::floor_divide": "aten::floordiv",
     "aten::remainder": "aten::remainder",
 }
+_DROPOUTS = ("aten::dropout", "aten::alpha_dropout", "aten::feature_dropout", "aten::feature_alpha_dropout")
 # The arguments that `aten::convolution` has; `aten::_convolution` adds four flags that only choose among cuDNN's
 # algorithms and are read from torch's global settings again when the graph runs.
 _CONVOLUTION_ARGUMENTS = 9
@@ -23,6 +25,7 @@ _CONVOLUTION_ARGUMENTS = 9
 
 def canonicalise(graph: torch_ir.Graph) -> None:
     """Rewrites `graph` in place: simplified, one convolution op, sizes as plain integers instead of tensors."""
+    declare_aliases(graph)
     torch_ir.simplify(graph)
     for node in graph.findAllNodes("aten::_convolution"):
         _plain_convolution(graph, node)
@@ -31,6 +34,28 @@ def canonicalise(graph: torch_ir.Graph) -> None:
         for node in graph.findAllNodes(kind):
             integers.replace(node)
     torch_ir.clean(graph)
+
+
+def declare_aliases(graph: torch_ir.Graph) -> None:
+    """Takes out every dropout outside of training whose operand or result is written to, in place.
+
+    It returns its operand itself, but its schema promises a new tensor, and torch's own passes believe that.
+    """
+    dropouts = [node for kind in _DROPOUTS for node in graph.findAllNodes(kind) if node.inputsAt(2).toIValue() is False]
+    while dropouts:
+        written = [v for node in graph.nodes() for _, vs in writers(node, node.kind(), node.inputsSize()) for v in vs]
+        aliases = graph.alias_db() if written else None
+        found = [node for node in dropouts if any(_is_written(aliases, v, node) for v in written)]
+        for node in found:
+            node.output().replaceAllUsesWith(node.inputsAt(0))
+            dropouts.remove(node)
+            node.destroy()
+        if not found:
+            return
+
+
+def _is_written(aliases: torch_ir.AliasDb, written: torch_ir.IRValue, node: torch_ir.IRNode) -> bool:
+    return any(aliases.may_contain_alias(written, value) for value in (node.inputsAt(0), node.output()))
 
 
 def _plain_convolution(graph: torch_ir.Graph, node: torch_ir.IRNode) -> None:
@@ -42,19 +67,19 @@ def _plain_convolution(graph: torch_ir.Graph, node: torch_ir.IRNode) -> None:
 
 
 class _Integers:
-    """Computes on integers what a trace computes on tensors made from sizes (`aten::size -> NumToTensor -> ... -> Int`)."""
+    """Computes on integers what a trace computes on tensors made from sizes: size -> NumToTensor -> ... -> Int."""
 
     def __init__(self, graph: torch_ir.Graph) -> None:
         self.graph = graph
         self.known: dict[int, Any] = {}
 
     def replace(self, node: torch_ir.IRNode) -> None:
-        integer = self.integer(node.inputsAt(0), node)
+        integer = self.integer(node.inputsAt(0))
         if integer is not None:
             node.output().replaceAllUsesWith(integer)
             node.destroy()
 
-    def integer(self, value: torch_ir.IRValue, user: torch_ir.IRNode) -> Any:
+    def integer(self, value: torch_ir.IRValue) -> Any:
         """The integer twin of a size tensor, or None if it is not one. New nodes stand beside their tensor twins."""
         unique = value.unique()
         if unique not in self.known:
@@ -75,12 +100,12 @@ class _Integers:
             return None
         if node.inputsSize() == 3 and node.inputsAt(2).toIValue() != 1:
             return None
-        operands = [self.operand(node.inputsAt(index), node) for index in range(2)]
+        operands = [self.operand(node.inputsAt(index)) for index in range(2)]
         if any(operand is None for operand in operands):
             return None
         twin = torch_ir.insert_before(self.graph, node, _INTEGER_OPS[kind], operands)
         twin.output().setType(torch_ir.int_type())
         return twin.output()
 
-    def operand(self, value: torch_ir.IRValue, user: torch_ir.IRNode) -> Any:
-        return value if value.type().kind() == "IntType" else self.integer(value, user)
+    def operand(self, value: torch_ir.IRValue) -> Any:
+        return value if value.type().kind() == "IntType" else self.integer(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from rewriter.graph.facts import DTYPE_CODES
-from rewriter.graph.matcher import Match, same_constant
+from rewriter.graph.match import Match, same_constant
 from rewriter.graph.view import NotConstant, Value
 from rewriter.language.conditions import Condition
 from rewriter.language.expressions import Expression
@@ -54,7 +54,7 @@ def judge(match: Match, target: Target) -> Judgement | str:
             reason = _value(name, condition, value, match)
             if reason is not None:
                 return reason
-    judgement = _Solver(rule, match).solve()
+    judgement = _Solver(rule, match).solve() if match.pattern.symbolic else Judgement()
     if isinstance(judgement, Judgement) and any(_reads_strides(name, match) for name in rule.where):
         judgement.specialised = True
     return judgement

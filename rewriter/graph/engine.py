@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import gc
-from collections.abc import Iterable, Iterator
 
-from rewriter import torch_ir
+from rewriter import collector, torch_ir
 from rewriter.errors import RewriterError
 from rewriter.graph.conditions import Judgement, Target, judge
-from rewriter.graph.matcher import Match, Matcher, Refusal
+from rewriter.graph.inference import Impossible
+from rewriter.graph.match import Match, Refusal
+from rewriter.graph.matcher import Matcher
 from rewriter.graph.pattern import Pattern, compile_pattern
 from rewriter.graph.prepare import Prepared
-from rewriter.graph.replace import Impossible, Replacer
+from rewriter.graph.replace import Replacer
 from rewriter.graph.safety import Safety
-from rewriter.graph.view import Node, Value, View
+from rewriter.graph.view import Node, View
+from rewriter.graph.worklist import Change, Index, Neighbourhood
 from rewriter.language.conditions import PHASES
 from rewriter.language.rule import RuleSet
 
@@ -25,8 +25,6 @@ Blocked = frozenset[tuple[str, int]]
 
 # Rewrites per node of the graph before a rule set counts as endless.
 _BOUND = 4
-# Beyond so many readers of a value, a change near it is not followed to each of them.
-_MANY_READERS = 32
 
 
 class EndlessRules(RewriterError):
@@ -71,23 +69,12 @@ def rewrite(
 ) -> Rewritten:
     """Applies `rules` to a copy of a canonical graph whose last `weights` inputs are weights.
 
-    `blocked`: pairs of a rule and an original node (by position) that it may not cover. `explain`: also collect near misses.
+    `blocked`: pairs of a rule and an original node (by position) that it may not cover. `explain`: also collect near
+    misses.
     Raises EndlessRules if the rules do not come to an end.
     """
-    with _paused_collector():
+    with collector.paused():
         return _Engine(graph.copy(), rules, weights, explain, blocked, phases, target).run()
-
-
-@contextlib.contextmanager
-def _paused_collector() -> Iterator[None]:
-    """A mirror of a large graph is many small objects at once, which would make the collector walk everything alive."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Engine:
@@ -129,7 +116,7 @@ class _Engine:
             graph=graph,
             rewrites=tuple(self.rewrites),
             refusals=tuple(self.refusals),
-            prepared=tuple(self.replacer.prepared),
+            prepared=tuple(self.replacer.recipes.made),
             specialised=self.specialised,
             nodes_before=self.nodes_before,
             nodes_after=sum(1 for _ in graph.nodes()),
@@ -137,8 +124,8 @@ class _Engine:
         )
 
     def phase(self, phase: str, patterns: list[Pattern]) -> None:
-        index = _Index(patterns)
-        near = _Neighbourhood(patterns)
+        index = Index(patterns)
+        near = Neighbourhood(patterns)
         again = True
         while again:
             roots = (node for op in index.ops for node in self.view.by_op.get(op, ()) if node.alive)
@@ -155,7 +142,7 @@ class _Engine:
                     waiting.update(fresh)
             again = not near.complete
 
-    def visit(self, node: Node, index: _Index, phase: str) -> _Change | None:
+    def visit(self, node: Node, index: Index, phase: str) -> Change | None:
         """Applies the first rule that fits, or none."""
         for pattern in index.patterns(node, everything=self.explain):
             changed = self.attempt(pattern, node, phase)
@@ -163,7 +150,7 @@ class _Engine:
                 return changed
         return None
 
-    def attempt(self, pattern: Pattern, node: Node, phase: str) -> _Change | None:
+    def attempt(self, pattern: Pattern, node: Node, phase: str) -> Change | None:
         accepted: list[tuple[Judgement, Node]] = []
 
         def check(match: Match) -> str | None:
@@ -194,6 +181,7 @@ class _Engine:
                 matcher.refuse(str(reason), node, len(pattern.rule.match))
                 self.refusals.append(matcher.refusal())
             return None
+        self.safety.made(match, made)
         self.count(pattern)
         self.specialised |= judgement.specialised
         self.rewrites.append(
@@ -205,7 +193,7 @@ class _Engine:
                 origins=frozenset().union(*(covered.origins for covered in match.nodes)),
             )
         )
-        return _Change(made, operands)
+        return Change(made, operands)
 
     def is_blocked(self, rule: str, match: Match) -> bool:
         return any((rule, origin) in self.blocked for covered in match.nodes for origin in covered.origins)
@@ -239,69 +227,3 @@ def _scope(node: Node) -> str:
         if value.producer is not None and value.producer.rule is None and value.producer.scope:
             return value.producer.scope
     return ""
-
-
-class _Index:
-    """The patterns of a phase by root op, and by the ops that make the root's operands."""
-
-    def __init__(self, patterns: list[Pattern]) -> None:
-        self.ops: dict[str, list[Pattern]] = {}
-        for pattern in patterns:
-            for op in sorted(pattern.root_ops):
-                self.ops.setdefault(op, []).append(pattern)
-        self.known: dict[tuple[object, ...], list[Pattern]] = {}
-
-    def patterns(self, node: Node, *, everything: bool) -> list[Pattern]:
-        """Those that may match at the node; with `everything` also those that its operands' makers rule out."""
-        if everything:
-            return self.ops[node.op]
-        makers = [value.producer.op if value.producer is not None else "" for value in node.inputs]
-        key = (node.op, node.unpacked, *makers)
-        if key not in self.known:
-            self.known[key] = [pattern for pattern in self.ops[node.op] if pattern.may_start_at(node)]
-        return self.known[key]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Change:
-    """The nodes that a rewrite made, and the values that now have fewer readers."""
-
-    made: list[Node]
-    operands: list[Value]
-
-
-class _Neighbourhood:
-    """Finds the nodes where a change may have made a pattern match.
-
-    `complete`: no value with very many readers was passed over; otherwise the phase looks at every node again.
-    """
-
-    def __init__(self, patterns: list[Pattern]) -> None:
-        self.reach = max(pattern.depth for pattern in patterns)
-        self.sideways = any(pattern.sideways for pattern in patterns)
-        self.complete = True
-
-    def readers(self, change: _Change) -> list[Node]:
-        values = [value for node in change.made for value in node.outputs]
-        if self.sideways or not change.made:
-            values += [value for node in change.made for value in node.inputs] + change.operands
-        else:
-            values += [value for value in change.operands if value.producer is not None]
-        found: dict[Node, None] = {}
-        front = self.few(dict.fromkeys(values))
-        for _ in range(self.reach):
-            nodes = dict.fromkeys(user for value in front for user, _ in value.uses if user not in found)
-            found.update(nodes)
-            front = self.few(value for node in nodes for value in node.outputs)
-            if not front:
-                break
-        return list(found)
-
-    def few(self, values: Iterable[Value]) -> list[Value]:
-        kept: list[Value] = []
-        for value in values:
-            if len(value.uses) <= _MANY_READERS:
-                kept.append(value)
-            else:
-                self.complete = False
-        return kept

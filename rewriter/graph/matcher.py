@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 
+from rewriter.graph.match import Bound, Match, Refusal, same_constant
 from rewriter.graph.pattern import Move, Pattern, may_commute
 from rewriter.graph.view import NOT_CONSTANT, Node, NotConstant, Value
 from rewriter.language.rule import Call, Step
-from rewriter.language.syntax import Constant, Literal, Operand, Sequence, Skip, Var
-
-Bound = Value | list[Value] | str
-
-
-@dataclasses.dataclass(slots=True)
-class Match:
-    """Where a pattern was found. `bound`: its names; `nodes`: the nodes it covers, the root first."""
-
-    pattern: Pattern
-    root: Node
-    bound: dict[str, Bound]
-    nodes: list[Node]
-
-    def value(self, name: str) -> Value:
-        value = self.bound[name]
-        assert isinstance(value, Value)
-        return value
-
-    def values(self, name: str) -> list[Value]:
-        """The values of a name, starred or not; none for the name of an alternative."""
-        value = self.bound[name]
-        if isinstance(value, str):
-            return []
-        return value if isinstance(value, list) else [value]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Why a pattern is not at a node: how many of its statements had matched, and what was in the way where."""
-
-    rule: str
-    reason: str
-    node: str
-    scope: str
-    depth: int
-    total: int
-
-
-def same_constant(wanted: Constant, found: Constant | NotConstant) -> bool:
-    """By value: 1 equals 1.0, but True is not 1."""
-    if isinstance(found, NotConstant):
-        return False
-    if isinstance(wanted, tuple) or isinstance(found, tuple):
-        return (
-            isinstance(wanted, tuple)
-            and isinstance(found, tuple)
-            and len(wanted) == len(found)
-            and all(map(same_constant, wanted, found))
-        )
-    return isinstance(wanted, bool) == isinstance(found, bool) and wanted == found
+from rewriter.language.syntax import Literal, Operand, Sequence, Skip, Var
 
 
 class Matcher:
@@ -149,15 +99,20 @@ class Matcher:
                 yield from self.siblings(step, call, node, level)
                 continue
             for inputs in _orders(call, node):
-                before, depth = dict(self.bound), len(self.nodes)
+                before, depth = len(self.bound), len(self.nodes)
                 self.nodes.append(node)
                 if self.call(step, call, node, inputs, level) and self.results(step, node, level):
                     yield
-                del self.nodes[depth:]
-                self.bound = before
+                self.undo(before, depth)
         if not found:
             reason = f"found {node.op} with {len(node.inputs)} operands instead of {_ops(step)}"
             self.refuse(reason, node, level)
+
+    def undo(self, bound: int, nodes: int) -> None:
+        """Forgets what was bound and covered last; names are never bound anew, only added."""
+        del self.nodes[nodes:]
+        while len(self.bound) > bound:
+            self.bound.popitem()
 
     def call(self, step: Step, call: Call, node: Node, inputs: list[Value], level: int) -> bool:
         if step.statement.choice is not None:
@@ -240,20 +195,19 @@ class Matcher:
             self.refuse("no sibling shares its operands", first, level)
             return
         kind = _kind(first, call)
-        before, depth = dict(self.bound), len(self.nodes)
+        before, depth = len(self.bound), len(self.nodes)
         group: dict[int, Node] = {}
         columns: dict[int, list[Value]] = {}
         # The candidate itself first: what the siblings must share is what it has.
         for node in (first, *sorted(users, key=_order)):
             if id(node) in group or len(node.inputs) != len(call.operands) or _kind(node, call) != kind:
                 continue
-            known, covered = dict(self.bound), len(self.nodes)
+            known, covered = len(self.bound), len(self.nodes)
             if all(node is not other for other in self.nodes) and self.sibling(call, node):
                 group[id(node)] = node
                 columns[id(node)] = _starred_values(call, node)
             else:
-                self.bound = known
-                del self.nodes[covered:]
+                self.undo(known, covered)
         names = [operand.name for operand in call.operands if isinstance(operand, Var) and operand.starred]
         members = sorted(group.values(), key=_order)
         reason = self.group_refusal(call, members, first)
@@ -267,8 +221,7 @@ class Matcher:
             self.bound[step.targets[0]] = [node.outputs[0] for node in members]
             self.nodes.extend(members)
             yield
-        del self.nodes[depth:]
-        self.bound = before
+        self.undo(before, depth)
 
     def sibling(self, call: Call, node: Node) -> bool:
         return all(

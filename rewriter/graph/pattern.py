@@ -6,7 +6,9 @@ import dataclasses
 import functools
 
 from rewriter.graph.view import Node
+from rewriter.language.aliasing import private_results, written_names
 from rewriter.language.rule import Call, Rule, Step
+from rewriter.language.scope import expressions
 from rewriter.language.syntax import Literal, Operand, Var, read_variables
 
 # Ops whose first two operands may be exchanged. `add` only where alpha is 1: it scales the second one.
@@ -26,8 +28,10 @@ class Move:
 class Pattern:
     """A compiled rule.
 
-    `producers`: the ops that may make an interior value. `results`: the outputs in the rule's order. `reads`: the operands that the replacement reads.
-    `aliasing`: a result of the replacement may share memory with an operand.
+    `producers`: the ops that may make an interior value. `results`: the outputs in the rule's order, also as a set.
+    `reads`: the operands that the replacement reads.
+    `aliasing`: a result of the replacement may share memory with an operand. `writes`: it has in-place ops.
+    `symbolic`: extents or integers count, in conditions or in the replacement.
     """
 
     rule: Rule
@@ -38,6 +42,8 @@ class Pattern:
     outputs: frozenset[str]
     reads: frozenset[str]
     aliasing: bool
+    writes: bool
+    symbolic: bool
 
     @property
     def depth(self) -> int:
@@ -101,7 +107,18 @@ def compile_pattern(rule: Rule) -> Pattern:
         # A result's name in a replacement is the replacement's own.
         reads=frozenset(var.name for step in rule.replace for var in read_variables(step.statement))
         - {name for step in rule.match for name in step.targets},
-        aliasing=any(not step.calls or any(call.aliases for call in step.calls) for step in rule.replace),
+        aliasing=not private_results(rule.replace).issuperset(rule.outputs),
+        writes=any(map(written_names, rule.replace)),
+        symbolic=_is_symbolic(rule),
+    )
+
+
+def _is_symbolic(rule: Rule) -> bool:
+    statements = [*(step.statement for step in rule.replace), *rule.prepare]
+    return (
+        bool(rule.require)
+        or any(condition.shape is not None for condition in rule.where.values())
+        or any(True for s in statements for argument in s.arguments for _ in expressions(argument.operand))
     )
 
 

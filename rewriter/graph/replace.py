@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from rewriter import torch_ir
 from rewriter.graph.conditions import Judgement
 from rewriter.graph.facts import facts_of_type
 from rewriter.graph.inference import Impossible, Inference
-from rewriter.graph.matcher import Match
+from rewriter.graph.match import Match
 from rewriter.graph.overloads import Known, Supply, converted, takes
-from rewriter.graph.prepare import Option, Prepared
-from rewriter.graph.view import Node, NotConstant, Value, View, link, unlink
+from rewriter.graph.recipes import Operandlike, Recipes, computed
+from rewriter.graph.view import Node, Value, View, destroy, link, unlink
 from rewriter.language.kinds import Kind
-from rewriter.language.preparation import PREPARATIONS
 from rewriter.language.rule import Call, Step
-from rewriter.language.syntax import Computed, Constant, Literal, Operand, Sequence, Statement, Var
-
-# What a name stands for while a replacement is built; a tuple is a list constant from `extents`.
-Operandlike = Value | list[Value] | str | tuple[int, ...] | None
+from rewriter.language.syntax import Computed, Constant, Literal, Operand, Sequence, Var
 
 
 class Replacer:
@@ -28,8 +23,7 @@ class Replacer:
     def __init__(self, view: View) -> None:
         self.view = view
         self.graph = view.graph
-        self.prepared: list[Prepared] = []
-        self.prepared_values: list[Value] = []
+        self.recipes = Recipes(view)
         self.constants: dict[tuple[type, str], Value] = {}
         self.inference = Inference()
 
@@ -38,80 +32,13 @@ class Replacer:
 
         Raises Impossible, and leaves the graph as it was, if it cannot be built for this match.
         """
-        prepared = len(self.prepared)
+        before = len(self.recipes.made)
         try:
-            return self.build(match, self.prepare(match, judgement), judgement, place)
+            names = self.recipes.prepare(match, judgement, self.inference)
+            return self.build(match, names, judgement, place)
         except Impossible:
-            self.withdraw(prepared)
+            self.recipes.withdraw(before)
             raise
-
-    def withdraw(self, count: int) -> None:
-        """Takes back the prepared weights after the first `count`."""
-        while len(self.prepared) > count:
-            self.prepared.pop()
-            self.prepared_values.pop()
-            self.graph.eraseInput(len(self.view.inputs) + len(self.view.weights) + len(self.prepared))
-
-    def prepare(self, match: Match, judgement: Judgement) -> dict[str, Operandlike]:
-        """The names that the replacement may read. Adds a graph input per new prepared weight. Raises Impossible."""
-        names: dict[str, Operandlike] = dict(match.bound)
-        for statement in match.pattern.rule.prepare:
-            names[statement.targets[0].name] = self.preparation(statement, names, judgement)
-        return names
-
-    def preparation(self, statement: Statement, names: dict[str, Operandlike], judgement: Judgement) -> Operandlike:
-        function = statement.ops[0].removeprefix("prepare::")
-        kind = PREPARATIONS[function]
-        sources: list[Value] = []
-        for argument in statement.arguments:
-            if isinstance(argument.operand, Var):
-                bound = names[argument.operand.name]
-                sources += [v for v in (bound if isinstance(bound, list) else [bound]) if isinstance(v, Value)]
-        if not sources or all(value.constant is None for value in sources):
-            return None
-        given = [a for a in statement.arguments if not isinstance(a.operand, Var)]
-        options: dict[str, Any] = {name: default for name, default in kind.options if default is not None}
-        for index, argument in enumerate(given):
-            options[argument.keyword or kind.options[index][0]] = self.option(argument.operand, judgement)
-        if kind.static:
-            return tuple(_extent(value, options["dim"]) for value in sources)
-        for value in sources:
-            if not value.is_weight:
-                raise Impossible(f"{value.name} is not a weight")
-        recipe = Prepared(
-            function=function,
-            sources=tuple(v.number if v.role == "weight" else len(self.view.weights) + v.number for v in sources),
-            options=tuple(sorted(options.items())),
-        )
-        return self.input(recipe, sources)
-
-    def option(self, operand: Operand, judgement: Judgement) -> Option:
-        if isinstance(operand, Literal):
-            return operand.value  # type: ignore[return-value]
-        if isinstance(operand, Computed):
-            return self.computed(operand, judgement)
-        if isinstance(operand, Sequence):
-            return tuple(self.option(item, judgement) for item in operand.items)  # type: ignore[misc]
-        raise Impossible("an option is a constant")
-
-    @staticmethod
-    def computed(operand: Computed, judgement: Judgement) -> int:
-        value = operand.expression.evaluate(judgement.symbols)
-        if value is None:
-            raise Impossible(f"{operand.expression} cannot be computed")
-        judgement.read(operand.expression)
-        return value
-
-    def input(self, recipe: Prepared, sources: list[Value]) -> Value:
-        if recipe in self.prepared:
-            return self.prepared_values[self.prepared.index(recipe)]
-        facts = self.inference.prepared(recipe, sources)
-        value = Value(self.graph.addInput(), None, "prepared", len(self.prepared))
-        value.ir.setType(sources[0].ir.type().with_sizes(facts.shape) if facts.shape else sources[0].ir.type())
-        value.facts = facts
-        self.prepared.append(recipe)
-        self.prepared_values.append(value)
-        return value
 
     def build(self, match: Match, names: dict[str, Operandlike], judgement: Judgement, place: Node) -> list[Node]:
         """Creates the replacement's nodes before `place`, redirects the outputs' users, and retires the match.
@@ -205,7 +132,7 @@ class Replacer:
         if isinstance(operand, Literal):
             return Known(operand.value)
         if isinstance(operand, Computed):
-            return Known(self.computed(operand, judgement))
+            return Known(computed(operand, judgement))
         if not isinstance(operand, Sequence):
             raise Impossible("an operand without a value")
         return [self.supply(item, names, judgement) for item in operand.items]
@@ -257,12 +184,12 @@ class Replacer:
 
     def discard(self, made: list[Node]) -> None:
         """Takes back nodes that were just made."""
-        for node in reversed(made):
+        for node in made:
             unlink(node)
+        for node in reversed(made):
             self.view.nodes.pop()
             self.view.by_op[node.op].pop()
-            for ir in reversed(node.all_ir()):
-                ir.destroy()
+        destroy(made)
 
     @staticmethod
     def retire(match: Match) -> None:
@@ -303,10 +230,3 @@ def _pairs(name: str, old: list[Value], new: Operandlike) -> list[tuple[Value, V
             raise Impossible(f"{name} would become a {after.kind} instead of a {before.kind}")
         pairs.append((before, after))
     return pairs
-
-
-def _extent(value: Value, dim: int) -> int:
-    facts = value.facts
-    if facts is None or facts.shape is None or not -facts.rank <= dim < facts.rank or not value.is_weight:
-        raise Impossible(f"the extents of {value.name} are not those of a weight")
-    return facts.shape[dim]

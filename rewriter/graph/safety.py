@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from rewriter import torch_ir
-from rewriter.graph.matcher import Match
-from rewriter.graph.view import Node, Value, View
+from rewriter.graph.match import Match
+from rewriter.graph.view import NOT_CONSTANT, Node, Value, View
+from rewriter.graph.writes import has_writing_overload, may_write, writers
+from rewriter.language.schemas import UNDECLARED_ALIASES
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class _Write:
     """One op that writes: where it stands, and the values whose memory it changes."""
 
@@ -24,10 +25,48 @@ class Safety:
     """The writes of one graph, found once: rewrites add none and move none."""
 
     def __init__(self, view: View) -> None:
-        self.writes = [write for node in view.nodes for write in _writes(node, node.ir)]
+        self.writes = [
+            _Write(node, op, written)
+            for kind in sorted(filter(has_writing_overload, view.by_op))
+            for node in view.by_op[kind]
+            for op, written in writers(node.ir, node.op, len(node.inputs))
+        ]
+        self.writes.sort(key=lambda write: write.node.order)
+        self.undeclared = False
         # What aliases what is known for the values that the graph has now; later ones are traced back to these.
         self.aliases: torch_ir.AliasDb | None = view.graph.alias_db() if self.writes else None
+        if self.aliases is not None:
+            self.follow_undeclared(view)
         self.original = {id(node) for node in view.nodes} if self.writes else set()
+        # In-place ops of replacements. They change only what their own replacement made, as long as that stays.
+        self.private_writers: set[Node] = set()
+
+    def follow_undeclared(self, view: View) -> None:
+        """Extends the writes to what shares memory with their targets although torch's analysis does not know it."""
+        pairs = [
+            (result.ir, operand.ir)
+            for node in view.nodes
+            if node.op in UNDECLARED_ALIASES
+            for result in node.outputs
+            for operand in node.inputs
+            if operand.constant is NOT_CONSTANT
+        ]
+        for write in self.writes if pairs else ():
+            targets = list(write.written)
+            for target in targets:
+                for one, other in (*pairs, *((operand, result) for result, operand in pairs)):
+                    if self.may_alias(target, one) and all(other is not known for known in targets):
+                        targets.append(other)
+            write.written = tuple(targets)
+        self.undeclared = bool(pairs)
+
+    def may_alias(self, one: torch_ir.IRValue, other: torch_ir.IRValue) -> bool:
+        return self.aliases is not None and bool(self.aliases.may_contain_alias(one, other))
+
+    def made(self, match: Match, nodes: list[Node]) -> None:
+        """Notes the nodes that a replacement made."""
+        if match.pattern.writes:
+            self.private_writers.update(node for node in nodes if may_write(node.op, len(node.inputs)))
 
     def place(self, match: Match) -> Node | str:
         """The node before which the replacement goes, or the reason why there is no such place."""
@@ -38,6 +77,8 @@ class Safety:
         for node in match.nodes:
             for value in node.outputs:
                 outside = [user for user, _ in value.uses if id(user) not in inside]
+                if self.private_writers and not self.private_writers.isdisjoint(outside):
+                    return f"{value.name} is changed in place"
                 if id(value) in outputs:
                     consumers += outside
                 elif outside:
@@ -50,9 +91,9 @@ class Safety:
         place = min((node for node in consumers if node.order < last.order), key=_order, default=last)
         for value in operands:
             # A constant can be moved; everything else has to be there.
-            if value.producer is not None and value.producer.op != "prim::Constant":
-                if value.producer.order >= place.order:
-                    return f"{value.name} is made after {place.op} needs the result"
+            maker = value.producer
+            if maker is not None and maker.op != "prim::Constant" and maker.order >= place.order:
+                return f"{value.name} is made after {place.op} needs the result"
         return self.written(match, operands, last) or place
 
     def written(self, match: Match, operands: list[Value], last: Node) -> str | None:
@@ -61,7 +102,7 @@ class Safety:
             return None
         reads = [ir for value in operands for ir in self.roots(value)]
         results = [ir for node in match.nodes for value in node.outputs for ir in self.roots(value)]
-        if not any(self.aliases.has_writers(ir) for ir in (*reads, *results)):
+        if not self.undeclared and not any(self.aliases.has_writers(ir) for ir in (*reads, *results)):
             return None
         start = min(node.order for node in match.nodes)
         for write in self.writes:
@@ -77,8 +118,7 @@ class Safety:
         return None
 
     def touches(self, write: _Write, values: Iterable[torch_ir.IRValue]) -> bool:
-        assert self.aliases is not None
-        return any(self.aliases.may_contain_alias(target, value) for value in values for target in write.written)
+        return any(self.may_alias(target, value) for value in values for target in write.written)
 
     def roots(self, value: Value) -> list[torch_ir.IRValue]:
         """The values of the original graph whose memory the value may share; constants share none."""
@@ -100,33 +140,3 @@ class Safety:
 
 def _order(node: Node) -> float:
     return node.order
-
-
-def _writes(node: Node, ir: torch_ir.IRNode) -> Iterator[_Write]:
-    """The writes of a node and of the nodes in its blocks."""
-    op = node.op if ir is node.ir else ir.kind()
-    operands = len(node.inputs) if ir is node.ir else ir.inputsSize()
-    if _mutable(op, operands) and "!" in str(ir.schema()):
-        slots = _written_slots(str(ir.schema()), op)
-        yield _Write(node, op, tuple(ir.inputsAt(slot) for slot in slots))
-    if op in ("prim::If", "prim::Loop"):
-        for block in ir.blocks():
-            for inner in block.nodes():
-                yield from _writes(node, inner)
-
-
-@functools.lru_cache(maxsize=4096)
-def _mutable(op: str, operands: int) -> bool:
-    """Whether some overload of the op with this many operands writes to one."""
-    return any(schema.is_mutable and len(schema.arguments) == operands for schema in torch_ir.schemas_of(op))
-
-
-@functools.lru_cache(maxsize=1024)
-def _written_slots(text: str, op: str) -> tuple[int, ...]:
-    """The positions of the operands that the schema with this text writes to."""
-    schema = next(schema for schema in torch_ir.schemas_of(op) if str(schema) == text)
-    return tuple(
-        index
-        for index, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )

@@ -31,7 +31,7 @@ NOT_CONSTANT = NotConstant()
 class Value:
     """One value. `role`: "input", "weight", "prepared" or "node". `number`: position among inputs or weights."""
 
-    __slots__ = ("_constant", "_facts", "_kind", "_infer", "ir", "known_facts", "number", "producer", "role", "uses")
+    __slots__ = ("_constant", "_facts", "_infer", "_kind", "ir", "known_facts", "number", "producer", "role", "uses")
 
     def __init__(self, ir: torch_ir.IRValue, producer: Node | None, role: str = "node", number: int = -1) -> None:
         self.ir = ir
@@ -138,6 +138,15 @@ def unlink(node: Node) -> None:
         value.uses.pop((node, slot), None)
 
 
+def destroy(nodes: list[Node]) -> None:
+    """Takes nodes that none but themselves read out of the graph."""
+    everything = [ir for node in nodes for ir in node.all_ir()]
+    for ir in everything:
+        ir.removeAllInputs()
+    for ir in everything:
+        ir.destroy()
+
+
 def _plain(value: Any) -> Constant | NotConstant:
     if isinstance(value, torch.Tensor):
         return _plain(value.item()) if value.dim() == 0 and not value.is_meta else NOT_CONSTANT
@@ -206,11 +215,7 @@ class View:
 
     def sweep(self) -> None:
         """Takes replaced nodes out of the graph. Until then one may read a value that is made after it."""
-        dead = [ir for node in self.nodes if not node.alive for ir in node.all_ir()]
-        for ir in dead:
-            ir.removeAllInputs()
-        for ir in dead:
-            ir.destroy()
+        destroy([node for node in self.nodes if not node.alive])
         self.nodes = list(self.alive())
         self.by_op = {}
 

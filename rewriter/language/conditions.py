@@ -37,7 +37,7 @@ class Comparison:
     @classmethod
     def parse(cls, text: object) -> Comparison | None:
         if isinstance(text, int) and not isinstance(text, bool):
-            return cls("==", text)
+            return cls("==", text) if 0 <= text < 10**9 else None
         match = _COMPARISON.fullmatch(text.strip()) if isinstance(text, str) else None
         return cls(match[1], int(match[2])) if match else None
 

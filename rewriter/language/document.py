@@ -12,12 +12,13 @@ from rewriter.language import conditions as kinds
 from rewriter.language.conditions import Comparison, Condition, DimRange, Input, ScalarInput, Shape, TensorInput
 from rewriter.language.expressions import Expression
 from rewriter.language.lint import check_rule
-from rewriter.language.patterns import PatternError, parse_statements
+from rewriter.language.patterns import parse_statements
 from rewriter.language.reading import Reader
 from rewriter.language.rule import Rule, Step
 from rewriter.language.schemas import ResolveError, resolve
 from rewriter.language.source import Item
 from rewriter.language.syntax import Place, Statement
+from rewriter.language.tokens import PatternError
 
 FORMAT = 1
 _ID = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", re.ASCII)
@@ -190,11 +191,7 @@ class RuleReader(Reader):
             "dtype": lambda i: self.one_or_more(i, self.choice(kinds.DTYPES), "dtype"),
             "rank": lambda i: self.one_or_more(i, self.rank, "rank"),
             "shape": self.shape,
-            "value": lambda i: (
-                tuple(self.constant(c, "value") for c in i.value)
-                if isinstance(i.value, list)
-                else (self.constant(i, "value"),)
-            ),
+            "value": lambda i: self.one_or_more(i, self.constant, "value"),
             "min": lambda i: self.number(i, "min"),
             "max": lambda i: self.number(i, "max"),
             "const": lambda i: self.flag(i, "const"),
@@ -283,7 +280,10 @@ class RuleReader(Reader):
             choices = self.one_or_more(item, self.integer, name)
             if all(0 <= choice < 10**9 for choice in choices):
                 return DimRange(choices=choices, low=min(choices), high=max(choices))
-        self.fail(f"the range of {name}", item.position, found=str(item.kind), expected="such as 1..40 or [1, 2, 32]")
+        found = item.value if isinstance(item.value, str) else item.kind
+        return self.fail(
+            f"not a range for {name}", item.position, found=found[:60], expected="such as 1..40 or [1, 2, 32]"
+        )
 
 
 def _plain(item: Item) -> str:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import keyword
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_ALLOWED = "only integers, names, + - * // %, comparisons, and, or, not are allowed in an expression"
+# Characters that no expression has, and numbers run together with a word, such as `0xff` or `1if`.
+_FOREIGN = re.compile(r"[^A-Za-z0-9_ \t\n+\-*/%()<>=!]|(?<![A-Za-z0-9_])[0-9]+[A-Za-z_]")
 _MAX_LENGTH = 200
 _MAX_DEPTH = 20
 
@@ -63,10 +68,14 @@ def parse_expression(text: str | int) -> Expression:
     """Reads an expression. Raises ExpressionError."""
     if isinstance(text, int):
         return Expression(str(text), frozenset(), ast.Constant(text))
-    if text.isidentifier() and text.isascii() and text not in ("and", "or", "not"):
-        return Expression(text, frozenset((text,)), ast.Name(text))
     if len(text) > _MAX_LENGTH:
         raise ExpressionError(f"expression longer than {_MAX_LENGTH} characters")
+    if text.isidentifier() and text.isascii() and not keyword.iskeyword(text):
+        return Expression(text, frozenset((text,)), ast.Name(text))
+    # Anything else would reach Python's parser, which warns about some of it and reads names beyond ASCII.
+    foreign = _FOREIGN.search(text)
+    if foreign:
+        raise ExpressionError(_ALLOWED, foreign.start())
     try:
         body = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
@@ -99,9 +108,7 @@ def _check(node: ast.AST, names: set[str], depth: int) -> None:
     elif isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
         children = [node.left, *node.comparators]
     else:
-        raise ExpressionError(
-            "only integers, names, + - * // %, comparisons, and, or, not are allowed in an expression", column
-        )
+        raise ExpressionError(_ALLOWED, column)
     for child in children:
         _check(child, names, depth + 1)
 

@@ -10,7 +10,7 @@ from rewriter.language.syntax import Computed, Literal, Operand, Sequence
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
-    """A type. `name`: torch's name of it such as `IntType`, without Optional; `element`: of a list; `ir`: torch's own."""
+    """A type. `name`: torch's name such as `IntType`, without Optional; `element`: of a list; `ir`: torch's own."""
 
     name: str
     optional: bool

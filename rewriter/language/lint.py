@@ -37,7 +37,7 @@ def _check_conditions(rule: Rule, reader: RuleReader, scope: Scope) -> None:
     names = scope.defined | set(scope.operands) | scope.choices
     for name, condition in rule.where.items():
         _known(reader, name, names, "where")
-        asked = set(reader.section("where")[name].value or ())  # type: ignore[arg-type]
+        asked = set(reader.mapping(reader.section("where")[name], "where"))
         if name in scope.choices and asked - {"value"}:
             reader.fail(
                 "where: the name of an alternative has a value and nothing else",
@@ -53,12 +53,28 @@ def _check_conditions(rule: Rule, reader: RuleReader, scope: Scope) -> None:
                 expected=f"one of {listing(scope.operands)}",
                 suggestion=nearest(condition.dtype_equals, scope.operands),
             )
+    _check_solvable(rule, reader, scope)
     for name in rule.ignore:
-        _known(reader, name, set(scope.operands) | scope.skipped, "ignore")
+        _known(reader, name, set(scope.operands) | scope.skipped | scope.choices, "ignore")
     for index, expression in enumerate(rule.require):
         scope.check_symbols(
             expression, reader, "require", reader.items(reader.found["require"], "require")[index].position
         )
+
+
+def _check_solvable(rule: Rule, reader: RuleReader, scope: Scope) -> None:
+    """Shapes are compared, never solved: every symbol has to stand alone somewhere, or be an operand's number."""
+    shapes = {name: condition.shape for name, condition in rule.where.items() if condition.shape is not None}
+    alone = {extent.text for shape in shapes.values() for extent in shape.extents if extent.text in extent.names}
+    for name, shape in shapes.items():
+        for extent in shape.extents:
+            for symbol in sorted(extent.names - alone - set(scope.operands)):
+                reader.fail(
+                    "where: no shape gives this symbol a value",
+                    reader.key_place("where", name),
+                    found=f"{symbol} in {extent}",
+                    expected=f"a shape with {symbol} alone",
+                )
 
 
 def _known(reader: RuleReader, name: str, valid: set[str], section: str) -> None:

@@ -7,11 +7,12 @@ import os
 import pathlib
 from collections.abc import Iterable
 
+from rewriter import collector
 from rewriter.errors import Position, RuleError
 from rewriter.language import source
 from rewriter.language.document import read_document
-from rewriter.language.overlap import check_set
 from rewriter.language.names import listing, nearest
+from rewriter.language.overlap import check_set
 from rewriter.language.rule import Rule, RuleSet
 
 Source = str | os.PathLike[str] | RuleSet
@@ -32,10 +33,8 @@ def load_rules(rules: Source | Iterable[Source] = "default") -> RuleSet:
         elif isinstance(item, RuleSet):
             found.extend(item.rules)
         elif isinstance(item, str | os.PathLike):
-            for path in _files(item):
-                found.extend(
-                    _read(path, path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else _parse(path)
-                )
+            with collector.paused():
+                found.extend(rule for path in _files(item) for rule in _rules_of(path))
         else:
             raise TypeError(f"rules must be pack names, paths or RuleSets, not {type(item).__name__}")
     loaded = RuleSet.ordered(tuple(found))
@@ -77,7 +76,7 @@ def _files(item: str | os.PathLike[str]) -> list[pathlib.Path]:
     if not looks_like_path:
         if text in packs():
             path = pack_folder() / text
-        elif not path.exists():
+        elif not text or not path.exists():
             raise RuleError(
                 "unknown pack",
                 position=Position(file=text or "''", line=1, column=1),
@@ -95,9 +94,17 @@ def _files(item: str | os.PathLike[str]) -> list[pathlib.Path]:
     return files
 
 
+def _rules_of(path: pathlib.Path) -> tuple[Rule, ...]:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return _parse(path)
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
 @functools.lru_cache(maxsize=256)
-def _read(path: pathlib.Path, modified: int, size: int) -> tuple[Rule, ...]:
-    """`modified` and `size` key the cache, so that an edited file is read again."""
+def _read(path: pathlib.Path, _modified: int, _size: int) -> tuple[Rule, ...]:
+    """The time and the size are part of the cache's key, so that an edited file is read again."""
     return _parse(path)
 
 

@@ -90,7 +90,7 @@ def _subset(asked: Iterable[object], wanted: Collection[object]) -> bool:
 
 
 def _implies(asked: Condition, wanted: Condition, twin: dict[str, str]) -> bool:
-    """Whether an operand that satisfies `asked` satisfies `wanted`; `twin` translates names of the wanted one's rule."""
+    """Whether an operand that satisfies `asked` satisfies `wanted`; `twin` translates names of the latter's rule."""
     dtype_equals = wanted.dtype_equals and twin.get(wanted.dtype_equals)
     return (
         all(_subset(getattr(asked, key), getattr(wanted, key)) for key in ("dtype", "rank", "device"))

@@ -26,39 +26,11 @@ from rewriter.language.syntax import (
     Target,
     Var,
 )
+from rewriter.language.tokens import PatternError, Token, tokenize
 
-_TOKEN = re.compile(
-    r"""(?P<blank>[ \t\r]+|\#[^\n]*)
-      | (?P<newline>\n)
-      | (?P<op>[A-Za-z_]\w*::(?:[A-Za-z_][\w.]*)?)
-      | (?P<name>%[\w.]+|[A-Za-z_][\w.]*)
-      | (?P<number>-?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?)
-      | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-      | (?P<mark>->|[=()\[\]{},?*:<>+\-/%!.])""",
-    re.VERBOSE | re.ASCII,
-)
 _WORDS: dict[str, Constant] = {"True": True, "true": True, "False": False, "false": False, "None": None}
 _MAX_LENGTH = 20_000
 _MAX_DEPTH = 16
-
-
-class PatternError(ValueError):
-    """A text that is no pattern; says where."""
-
-    def __init__(self, problem: str, place: Place, expected: str | None = None, found: str | None = None) -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.place = place
-        self.expected = expected
-        self.found = found
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str
-    text: str
-    place: Place
-    start: int
 
 
 def parse_statements(text: str, *, expressions: bool = False) -> tuple[Statement, ...]:
@@ -68,46 +40,26 @@ def parse_statements(text: str, *, expressions: bool = False) -> tuple[Statement
     return _Parser(text, expressions).statements()
 
 
-def _tokens(text: str) -> list[_Token]:
-    tokens: list[_Token] = []
-    position = line = line_start = depth = 0
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        place = Place(line, position - line_start)
-        if match is None:
-            raise PatternError("unexpected character", place, found=repr(text[position]))
-        kind, value = str(match.lastgroup), match.group()
-        if kind == "newline":
-            line, line_start = line + 1, match.end()
-            if depth == 0:
-                tokens.append(_Token("newline", value, place, position))
-        elif kind != "blank":
-            depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(value, 0) if kind == "mark" else 0
-            depth = max(depth, 0)
-            tokens.append(_Token(kind, value, place, position))
-        position = match.end()
-    tokens.append(_Token("newline", "", Place(line, position - line_start), position))
-    return tokens
-
-
 class _Parser:
     def __init__(self, text: str, expressions: bool) -> None:
         self.text = text
         self.expressions = expressions
-        self.tokens = _tokens(text)
+        self.tokens = tokenize(text)
         self.index = 0
         # Names that stand for a constant or a list, from pasted prim:: lines.
         self.folded: dict[str, Operand] = {}
+        # The first word of each pasted type: a printed graph has 1 for True.
+        self.types: dict[str, str] = {}
         self.parsed: list[Statement] = []
 
     @property
-    def token(self) -> _Token:
+    def token(self) -> Token:
         return self.tokens[self.index]
 
     def at(self, text: str) -> bool:
         return self.token.text == text and self.token.kind != "string"
 
-    def advance(self) -> _Token:
+    def advance(self) -> Token:
         token = self.token
         self.index += self.index + 1 < len(self.tokens)
         return token
@@ -118,7 +70,7 @@ class _Parser:
             return True
         return False
 
-    def expect(self, text: str) -> _Token:
+    def expect(self, text: str) -> Token:
         if not self.at(text):
             self.fail(f"expected {text!r}")
         return self.advance()
@@ -147,7 +99,7 @@ class _Parser:
         if self.token.kind == "op":
             ops = self.ops()
             if ops == ("prim::Constant",):
-                self.fold(targets, Literal(self.pasted_constant()))
+                self.fold(targets, Literal(self.pasted_constant(self.types.get(targets[0].name, ""))))
                 return
             arguments = self.arguments()
             if self.token.kind == "name" and self.at("as"):
@@ -180,13 +132,18 @@ class _Parser:
 
     def target(self) -> Target:
         place = self.token.place
+        if self.token.text == "_" or self.token.text in _WORDS:
+            self.fail("a result needs a name of its own", expected="a name")
         name = self.name("the name of a result")
         starred = self.accept("*")
         if self.accept(":"):
+            self.types[name] = self.token.text
             self.skip_type()
         return Target(name, starred, place)
 
     def skip_type(self) -> None:
+        if self.at("="):
+            self.fail("a type is missing", expected="a type, or no colon")
         depth = 0
         while self.token.kind != "newline" and not (depth == 0 and (self.at("=") or self.at(","))):
             depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(self.token.text, 0)
@@ -271,15 +228,15 @@ class _Parser:
             place = Place(opening.place.line, opening.place.column + 1 + error.column)
             raise PatternError(str(error), place, found=text) from None
 
-    def number(self, token: _Token) -> int | float:
+    def number(self, token: Token) -> int | float:
         if re.fullmatch(r"-?\d+", token.text):
             if len(token.text) > 20:
                 raise PatternError("number out of range", token.place, expected="a 64-bit integer")
             return int(token.text)
         return float(token.text)
 
-    def pasted_constant(self) -> Constant:
-        """The rest of `prim::Constant[value=1]()`."""
+    def pasted_constant(self, kind: str) -> Constant:
+        """The rest of `prim::Constant[value=1]()`, for a value of this type."""
         value: Constant = None
         if self.accept("["):
             self.name("value")
@@ -297,7 +254,7 @@ class _Parser:
         self.expect("(")
         self.expect(")")
         self.line_end()
-        return value
+        return bool(value) if kind == "bool" else value
 
     def fold(self, targets: list[Target], operand: Operand) -> None:
         if len(targets) != 1:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rewriter.language.aliasing import private_results, written_names
 from rewriter.language.names import listing, nearest
 from rewriter.language.preparation import PREPARATIONS, Preparation
-from rewriter.language.rule import Rule
+from rewriter.language.rule import Rule, Step
 from rewriter.language.scope import Scope, expressions, has_skip
 from rewriter.language.syntax import (
     Argument,
@@ -152,6 +153,7 @@ class _ReplacementChecker:
         for step in self.rule.replace:
             for argument in step.statement.arguments:
                 self.argument(argument)
+            self.writes(step)
             if len(step.statement.ops) > 1 or step.statement.choice is not None:
                 place = self.reader.place("replace", step.statement.place)
                 self.reader.fail("replace: one op, not alternatives", place)
@@ -186,6 +188,15 @@ class _ReplacementChecker:
             self.scope.check_symbols(expression, self.reader, "replace", place)
         if has_skip(argument.operand):
             self.reader.fail("replace: _ has no value", place)
+
+    def writes(self, step: Step) -> None:
+        for name in sorted(written_names(step) - private_results(self.rule.replace)):
+            self.reader.fail(
+                "replace: an in-place op changes a value that may be read elsewhere",
+                self.reader.place("replace", step.statement.place),
+                found=name,
+                expected="a value that the replacement itself has made",
+            )
 
     def target(self, target: Target) -> None:
         place = self.reader.place("replace", target.place)

@@ -20,7 +20,7 @@ class Call:
 
     `names`, `types`, `positional`, `returns`: the schema's arguments, how many of them need no name, and its results.
     `unpacks`: the targets are the elements of the list that the op returns. `written`: the operands that the op
-    changes. `aliases`: a result may share memory with an operand.
+    changes. `aliases`: the operands that a result may share memory with.
     """
 
     op: str
@@ -31,7 +31,7 @@ class Call:
     returns: tuple[Kind, ...]
     unpacks: bool
     written: tuple[int, ...]
-    aliases: bool
+    aliases: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,16 @@ from rewriter.language.syntax import Argument, Constant, Literal, Operand, Place
 _LIST_OPS = frozenset(("prim::ListConstruct", "prim::ListUnpack"))
 
 
+# Ops whose result can be an operand itself, or a view of one, although their schemas do not say so.
+UNDECLARED_ALIASES = frozenset(
+    (
+        *("aten::dropout", "aten::alpha_dropout", "aten::feature_dropout", "aten::feature_alpha_dropout"),
+        *("aten::atleast_1d", "aten::atleast_2d", "aten::atleast_3d", "aten::type_as", "aten::einsum"),
+        *("aten::broadcast_tensors", "aten::meshgrid"),
+    )
+)
+
+
 class ResolveError(ValueError):
     """A statement that fits no registered schema."""
 
@@ -88,7 +98,10 @@ class _Signature:
             for argument in schema.arguments
         ]
         self.returns = tuple(Kind.of(result.type) for result in schema.returns)
-        self.aliases = any(result.alias_info is not None for result in schema.returns)
+        shared = tuple(index for index, argument in enumerate(schema.arguments) if argument.alias_info is not None)
+        self.aliases = shared if any(result.alias_info is not None for result in schema.returns) else ()
+        if schema.name in UNDECLARED_ALIASES:
+            self.aliases = tuple(range(len(schema.arguments)))
 
     def call(self, op: str, statement: Statement) -> Call:
         return Call(

@@ -21,10 +21,16 @@ Scalar = str | int | float | bool | None
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
+# What plain text may be taken for; merge keys (<<) and tags of any other kind are not.
+_KEY_TAGS = frozenset(_TAG + name for name in ("str", "bool", "int", "float", "null", "timestamp", "value"))
 _EXPONENT_ONLY = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _YAML_1_1_BOOLEANS = frozenset(("yes", "no", "on", "off", "y", "n"))
 _MAX_DEPTH = 24
+# Each level of nesting on one line takes one of these. The C library composes level by level on the stack, and far more
+# than this many would overflow it.
+_NESTING = "[{-?"
+_HARMLESS = 2000
 _MAX_BYTES = 1_000_000
 
 
@@ -67,9 +73,10 @@ def read(path: pathlib.Path) -> Item:
     start = Position(file=str(path), line=1, column=1)
     try:
         data = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RuleError(
-            f"cannot read the rule file: {error.strerror or error}", position=start, expected="a readable YAML file"
+            f"cannot read the rule file: {reason}", position=start, expected="a readable YAML file"
         ) from None
     if len(data) > _MAX_BYTES:
         raise RuleError("rule file too large", position=start, found=f"{len(data)} bytes", expected="at most 1 MB")
@@ -89,11 +96,15 @@ def parse(text: str, file: str) -> Item:
     """The tree of a rule file's text. Raises RuleError."""
     start = Position(file=file, line=1, column=1)
     try:
+        if sum(map(text.count, _NESTING)) > _HARMLESS:
+            _check_depth(text, file)
         loader = _Loader(text)
         try:
             root = loader.get_single_node()
         finally:
             loader.dispose()
+    except RuleError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = Position(file=file, line=mark.line + 1, column=mark.column + 1) if mark else start
@@ -109,6 +120,23 @@ def parse(text: str, file: str) -> Item:
     return _Tree(file, text.split("\n")).convert(root, 0)
 
 
+def _check_depth(text: str, file: str) -> None:
+    """Raises RuleError for nesting that is too deep, without ever going into it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        mark = event.start_mark
+        if depth > _MAX_DEPTH and mark is not None:
+            raise _too_deep(Position(file=file, line=mark.line + 1, column=mark.column + 1))
+
+
+def _too_deep(position: Position) -> RuleError:
+    return RuleError("nested too deeply", position=position, expected=f"at most {_MAX_DEPTH} levels")
+
+
 class _Tree:
     def __init__(self, file: str, source: list[str]) -> None:
         self.file = file
@@ -121,7 +149,7 @@ class _Tree:
     def convert(self, node: Any, depth: int) -> Item:
         position = self.position(node.start_mark)
         if depth > _MAX_DEPTH:
-            raise RuleError("nested too deeply", position=position, expected=f"at most {_MAX_DEPTH} levels")
+            raise _too_deep(position)
         if id(node) in self.seen:
             raise RuleError(
                 "aliases (*name) are not part of the rule format", position=position, expected="the value itself"
@@ -143,7 +171,7 @@ class _Tree:
         for key_node, value_node in node.value:
             where = self.position(key_node.start_mark)
             # `y` and `n` are booleans in YAML 1.1 and everyday operand names here, so keys are always text.
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _TAG + "merge":
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _KEY_TAGS:
                 raise RuleError("a key must be plain text", position=where, expected="a name")
             key = key_node.value
             if key in values:
@@ -199,11 +227,14 @@ class _Tree:
         if node.style not in ("|", ">"):
             return (position,) if not node.style else (dataclasses.replace(position, column=position.column + 1),)
         first = node.start_mark.line + 1
-        starts = []
-        indent = None
-        for offset, line in enumerate(self.source[first : node.end_mark.line + 1]):
-            stripped = line.lstrip(" ")
-            if indent is None and stripped.strip():
-                indent = len(line) - len(stripped)
-            starts.append(Position(file=self.file, line=first + offset + 1, column=(indent or 0) + 1))
+        lines = self.source[first : node.end_mark.line + 1]
+        # An indentation indicator (`|2`) leaves some of the spaces to the text.
+        filled = next((line for line in lines if line.strip()), "")
+        kept = next((line for line in node.value.split("\n") if line.strip()), "")
+        indent = max(_spaces(filled) - _spaces(kept), 0)
+        starts = [Position(file=self.file, line=first + offset + 1, column=indent + 1) for offset in range(len(lines))]
         return tuple(starts) or (position,)
+
+
+def _spaces(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))

@@ -83,10 +83,10 @@ class Statement:
     arguments: tuple[Argument, ...]
     choice: str | None
     place: Place
+    starred: bool = dataclasses.field(init=False)
 
-    @property
-    def starred(self) -> bool:
-        return any(target.starred for target in self.targets)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starred", any(target.starred for target in self.targets))
 
 
 def variables(operand: Operand) -> Iterator[Var]:

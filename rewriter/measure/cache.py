@@ -32,7 +32,11 @@ def machine(device: str) -> dict[str, str]:
     """What timings depend on besides the region itself."""
     found = {"torch": torch.__version__, "device": device}
     if device == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        found |= {
+            "gpu": torch.cuda.get_device_name(),
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),
+        }
     else:
         found |= {"cpu": _cpu_name(), "threads": str(torch.get_num_threads()), "system": platform.system()}
     return found
@@ -90,7 +94,7 @@ class TimingCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
                 json.dump(data, file)
-            os.replace(file.name, self.path)
+            pathlib.Path(file.name).replace(self.path)
         except OSError as error:
             _log.warning("timings could not be kept in %s: %s", self.path, error)
         self.changed = False

@@ -51,7 +51,11 @@ def choose(graph: torch_ir.Graph, rules: RuleSet, *, weights: int, target: Targe
         nodes_before=free.nodes_before,
         specialised=result.specialised or free.specialised,
     )
-    return Choice(rewritten, tuple(chooser.timings.values()), tuple(f"{what} (first at {site})" for what, site in chooser.unmeasurable.items()))
+    return Choice(
+        rewritten,
+        tuple(chooser.timings.values()),
+        tuple(f"{what} (first at {site})" for what, site in chooser.unmeasurable.items()),
+    )
 
 
 class _Chooser:
@@ -71,7 +75,12 @@ class _Chooser:
         blocked: Blocked = frozenset()
         for round_number in range(_ROUNDS):
             result = rewrite(
-                self.graph, self.rules, weights=self.weights, phases=_MEASURED_PHASES, target=self.target, blocked=blocked
+                self.graph,
+                self.rules,
+                weights=self.weights,
+                phases=_MEASURED_PHASES,
+                target=self.target,
+                blocked=blocked,
             )
             for done in result.rewrites:
                 self.seen.setdefault((done.rule, done.origins), done)

@@ -103,9 +103,7 @@ class _Cutter:
 
     def text(self) -> str:
         lines = [f"{node.kind()} {[v.unique() for v in node.inputs()]}" for node in self.graph.nodes()]
-        constants = [
-            repr(node.output().toIValue()) for node in self.graph.nodes() if node.kind() == "prim::Constant"
-        ]
+        constants = [repr(node.output().toIValue()) for node in self.graph.nodes() if node.kind() == "prim::Constant"]
         return "\n".join((*self.described, *lines, *constants))
 
     def operand(self, value: Value) -> Any:
@@ -125,7 +123,7 @@ class _Cutter:
 
     def argument(self, value: Value) -> Any:
         """What the value may hold: computed if it is an integer or a list, random if it is a tensor."""
-        key = (value.role, value.number) if value.producer is None else value.ir.debugName()
+        key = _identity(value)
         if key not in self.shared:
             kind = value.ir.type().kind()
             if kind == "TensorType":
@@ -165,6 +163,14 @@ class _Cutter:
                 return [self.argument(item) for item in node.inputs]
             return [self.computed(item) for item in node.inputs]
         raise Unmeasurable(f"{value.name} comes from {node.op}")
+
+
+def _identity(value: Value) -> object:
+    """The same for one value in both graphs of a pair. Names would not do: copying a graph numbers them anew."""
+    node = value.producer
+    if node is None:
+        return value.role, value.number
+    return node.origins, node.rule, node.op, node.outputs.index(value)
 
 
 def _described(argument: Any) -> str:

@@ -87,6 +87,8 @@ VALUES: dict[str, Callable[[tuple[int, ...], torch.Generator], torch.Tensor]] = 
     "large_mean": lambda shape, generator: _normal(shape, generator) + 100.0,
     "large_magnitude": lambda shape, generator: _normal(shape, generator) * 100.0,
     "subnormal": lambda shape, generator: _normal(shape, generator) * 1e-7,
-    "constant": lambda shape, generator: torch.full(shape, float(torch.randn(1, generator=generator)), dtype=torch.float64),
+    "constant": lambda shape, generator: torch.full(
+        shape, float(torch.randn(1, generator=generator)), dtype=torch.float64
+    ),
     "nan_inf": _sprinkled,
 }

@@ -26,9 +26,7 @@ class PatternModule(torch.nn.Module):
         weights = weights_of(rule)
         for name, position, tensor in _tensors(sample.operands):
             if name in weights:
-                self.register_parameter(
-                    f"{name}_{position or 0}", torch.nn.Parameter(tensor, requires_grad=False)
-                )
+                self.register_parameter(f"{name}_{position or 0}", torch.nn.Parameter(tensor, requires_grad=False))
             else:
                 self.arguments.append((name, position))
 
@@ -39,14 +37,14 @@ class PatternModule(torch.nn.Module):
             for name, position in self.arguments
         ]
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        names: dict[str, Any] = {
-            name: list(value) if isinstance(value, list) else value for name, value in self.operands.items()
-        }
+    def forward(self, *tensors: torch.Tensor, names: dict[str, Any] | None = None) -> tuple[torch.Tensor, ...]:
+        """The pattern's outputs. `names`: a dict to leave every value in, by its name."""
+        names = {} if names is None else names
+        names.update({name: list(v) if isinstance(v, list) else v for name, v in self.operands.items()})
         for name, parameter in self.named_parameters():
-            operand, position = name.rsplit("_", 1)
+            operand, number = name.rsplit("_", 1)
             if isinstance(names[operand], list):
-                names[operand][int(position)] = parameter
+                names[operand][int(number)] = parameter
             else:
                 names[operand] = parameter
         for (name, position), tensor in zip(self.arguments, tensors, strict=True):

@@ -54,9 +54,7 @@ def draw(rule: Rule, *, seed: int, dtype: str, values: str = "normal", layout: s
         if isinstance(given, TensorInput) and given.count
     }
     count = max(repeats.values(), default=2)
-    starred = {
-        var.name: var.starred for step in rule.match for var in read_variables(step.statement)
-    }
+    starred = {var.name: var.starred for step in rule.match for var in read_variables(step.statement)}
     absent = {
         name
         for name, given in rule.inputs.items()
@@ -116,5 +114,3 @@ def _tensor(
     tensor = VALUES[allowed](shape, generator).to(kind)
     chosen = layout if layout in given.layouts else chooser.choice(given.layouts)
     return LAYOUTS[chosen](tensor)
-
-

@@ -16,13 +16,14 @@ import torch
 from rewriter.capture import ambient
 from rewriter.capture.recording import NumbersBaked
 from rewriter.capture.structure import Flat
-from rewriter.errors import CaptureError, RewriterError, VerificationError
+from rewriter.errors import CaptureError, RewriterError
 from rewriter.runtime.before import Before
+from rewriter.runtime.building import Example, build
 from rewriter.runtime.calls import Call, CallReader, Declined, read_result
 from rewriter.runtime.library import Library
 from rewriter.runtime.prepared import PreparedStore
-from rewriter.runtime.program import Example, Options, Program, build
-from rewriter.runtime.proof import describe, distance, shapes
+from rewriter.runtime.program import Options, Program
+from rewriter.runtime.proof import WrongTrace, describe, distance, shapes
 from rewriter.runtime.random_state import RandomState
 from rewriter.runtime.trust import Standing
 
@@ -96,6 +97,11 @@ class Component:
     def __signature__(self) -> inspect.Signature:
         return self._reader.signature
 
+    @property
+    def __code__(self) -> types.CodeType:
+        # torch.export looks at the code of a forward before it calls it.
+        return inspect.unwrap(self._original(self._alive())).__code__  # type: ignore[no-any-return]
+
     def __repr__(self) -> str:
         module = self._module()
         return f"<rewriter component {self.name} of {type(module).__name__ if module is not None else 'a dead module'}>"
@@ -104,8 +110,7 @@ class Component:
         # A copied or unpickled module is not optimised.
         if self.found is not None:
             return _same, (self.found,)
-        module = self._alive()
-        return types.MethodType, (type(module).forward, module)
+        return own_forward, (self._alive(),)
 
     @property
     def module(self) -> torch.nn.Module | None:
@@ -148,7 +153,7 @@ class Component:
             return self._eager(module, call, args, kwargs)
         program = found[0]
         try:
-            tensors = program.run(call.flat.tensors, call.flat.numbers, call.snapshot.weights)
+            tensors = program.run(call.flat.tensors, call.flat.numbers, call.snapshot.weights, call.snapshot.serial)
         except Exception as error:
             # What eager raises too is the caller's mistake, and no reason to give the graph up.
             reason = f"the rewritten graph failed with {describe(error)}"
@@ -167,7 +172,7 @@ class Component:
         return module
 
     def _original(self, module: torch.nn.Module) -> Callable[..., Any]:
-        return self.found if self.found is not None else types.MethodType(type(module).forward, module)
+        return self.found if self.found is not None else own_forward(module)
 
     def _read(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Call | Declined:
         reason = self.closed or ambient.circumstance(module)
@@ -213,7 +218,7 @@ class Component:
         if verify:
             self.eager_calls += 1
             return result
-        return program.rebuild(program.run(flat.tensors, flat.numbers, call.snapshot.weights))
+        return program.rebuild(program.run(flat.tensors, flat.numbers, call.snapshot.weights, call.snapshot.serial))
 
     def _capture(self, module: torch.nn.Module, call: Call, before: Before, result: Any) -> Program | None:
         """A verified program, or None after noting why there is none."""
@@ -251,8 +256,8 @@ class Component:
             except NumbersBaked as baked:
                 for text in call.plan.fix(baked):
                     self._note(text)
-            except (CaptureError, VerificationError, RuntimeError) as error:
-                if isinstance(error, torch.cuda.OutOfMemoryError) or not any(call.plan.live):
+            except (CaptureError, WrongTrace) as error:
+                if not any(call.plan.live):
                     raise
                 self._note(f"another attempt with all numbers fixed, because {error}")
                 call.plan.fix_all()
@@ -302,6 +307,11 @@ class Component:
             logger.info("%s: %s", self.name, message)
             self.messages.append(message)
             del self.messages[:-_MOST_MESSAGES]
+
+
+def own_forward(module: torch.nn.Module) -> Callable[..., Any]:
+    """The forward of the module's class, bound to it."""
+    return types.MethodType(type(module).forward, module)
 
 
 def _same(value: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from rewriter.runtime.component import Component
+from rewriter.capture.state import diffusers_hooks
+from rewriter.runtime.component import Component, own_forward
 from rewriter.runtime.program import Options
 
 # Looks at pictures once per call and works on numpy arrays.
@@ -78,8 +78,8 @@ def install(module: torch.nn.Module, name: str, options: Options) -> Component:
     place = "_old_forward" if "_hf_hook" in module.__dict__ and "_old_forward" in module.__dict__ else "forward"
     found: Callable[..., Any] | None = module.__dict__.get(place)
     closed = None
-    if "_diffusers_hook" in module.__dict__:
-        closed = "it has hooks of diffusers (offloading, casting or a step cache); optimise it before adding them"
+    if names := diffusers_hooks(module):
+        closed = f"it has hooks of diffusers ({', '.join(names)}) around it; optimise it before adding them"
     component = Component(module, name=name, options=options, place=place, found=found, closed=closed)
     module.__dict__[place] = component
     return component
@@ -102,4 +102,4 @@ def _put_back(module: torch.nn.Module, component: Component) -> None:
                 del module.__dict__[place]
             else:
                 # accelerate wrapped the component later on and will put this back as `forward`.
-                module.__dict__[place] = types.MethodType(type(module).forward, module)
+                module.__dict__[place] = own_forward(module)

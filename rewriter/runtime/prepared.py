@@ -66,12 +66,18 @@ class PreparedWeights:
         for recipe in recipes:
             keys.append((recipe.function, tuple(keys[source] for source in recipe.sources), recipe.options))
         self._cells = [store.get(key) for key in keys[len(names) :]]
+        self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})
         self._compute(weights)
 
-    def refresh(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The derived weights for `weights` as they are now: computed again if a source has changed."""
-        if self._recipes and (self._stamps != self._look(weights) or not self._same_samples()):
+    def refresh(self, weights: Sequence[torch.Tensor], state: int | None = None) -> list[torch.Tensor]:
+        """The derived weights for `weights` as they are now: computed again if a source has changed.
+
+        `state` names the module's state. Another one than before computes anew: what fuses or scales an adapter
+        writes through `weight.data`, which leaves no trace in the weight itself.
+        """
+        if self._recipes and (state != self._state or self._stamps != self._look(weights) or not self._same_samples()):
+            self._state = state
             self._compute(weights)
         return [cell.tensor for cell in self._cells if cell.tensor is not None]
 

@@ -26,8 +26,7 @@ class FunctionRunner:
     """Runs the graph node by node, on whatever device its inputs are."""
 
     def __init__(self, graph: torch_ir.Graph) -> None:
-        self._single = len(list(graph.outputs())) == 1
-        self._function = torch_ir.function_from_graph(graph if self._single else _packed(graph))
+        self._function = torch_ir.function_from_graph(graph)
 
     def __call__(
         self, activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
@@ -35,15 +34,3 @@ class FunctionRunner:
         with torch_ir.plain_executor(), torch.no_grad():
             result = self._function(*activations, *weights)
         return (result,) if isinstance(result, torch.Tensor) else tuple(result)
-
-
-def _packed(graph: torch_ir.Graph) -> torch_ir.Graph:
-    """A copy of `graph` that returns one tuple: a function has a single result."""
-    graph = graph.copy()
-    outputs = list(graph.outputs())
-    node = graph.insertNode(graph.create("prim::TupleConstruct", outputs, 1))
-    node.output().setType(torch._C.TupleType([output.type() for output in outputs]))
-    for _ in outputs:
-        graph.eraseOutput(0)
-    graph.registerOutput(node.output())
-    return graph

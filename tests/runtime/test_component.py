@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import pickle
 import threading
 import warnings
 from collections.abc import Callable
@@ -396,6 +397,41 @@ def test_a_wrong_rewrite_raises_if_strict_and_runs_if_unverified(optimized: Any,
     assert status(module).error is None
 
 
+def scaled(factor: float) -> Callable[[Any], None]:
+    """An edit that multiplies the graph's first input."""
+
+    def edit(graph: Any) -> None:
+        value = next(iter(graph.inputs()))
+        users = [use.user for use in value.uses()]
+        node = torch_ir.insert_before(graph, users[0], "aten::mul", [value, torch_ir.insert_constant(graph, factor)])
+        value.replaceAllUsesAfterNodeWith(node, node.output())
+
+    return edit
+
+
+def chaotic(y: torch.Tensor, scale: float) -> torch.Tensor:
+    return (y * 1e4).frac()
+
+
+@pytest.mark.parametrize(
+    ("body", "factor", "accepted"),
+    [(plain, 1 + 1e-6, True), (plain, 1 + 1e-4, False), (chaotic, 1 + 2e-7, True), (chaotic, 1.001, False)],
+)
+def test_an_error_is_judged_by_what_rounding_does_to_the_network(
+    optimized: Any, rewriting: Any, body: Callable[..., Any], factor: float, accepted: bool
+) -> None:
+    module = net(body)
+    rewriting(scaled(factor))
+    optimized(module)
+    module(x(64))
+    part = status(module)
+    assert (part.status == "optimised") is accepted
+    if body is chaotic and accepted:
+        assert part.error is not None
+        assert part.error > 1e-5
+        assert any("rounding alone changes this network's result" in message for message in part.messages)
+
+
 def test_a_specialised_rewrite_is_used_for_its_shapes_only(optimized: Any, rewriting: Any) -> None:
     rewriting(lambda graph: None, specialised=True)
     module = net(plain)
@@ -502,3 +538,64 @@ def test_the_executor_setting_is_left_alone(optimized: Any) -> None:
     before = torch_ir._C["_get_graph_executor_optimize"]()
     module(x()), module(x())
     assert torch_ir._C["_get_graph_executor_optimize"]() == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_compiling_exporting_and_transforming_an_optimised_module_see_the_module(optimized: Any) -> None:
+    module = net(plain)
+    twin = copy.deepcopy(module)
+    optimized(module)
+    module(x()), module(x())
+    compiled = torch.compile(module, backend="eager")
+    torch.testing.assert_close(compiled(x()), twin(x()))
+    exported = torch.export.export(module, (x(),)).module()
+    torch.testing.assert_close(exported(x()), twin(x()))
+    value, tangent = torch.func.jvp(module, (x(),), (torch.ones(3, 4),))
+    torch.testing.assert_close(value, twin(x()))
+    torch.testing.assert_close(tangent, torch.ones(3, 4) @ twin.linear.weight.T)
+    doubled = {name: 2 * weight for name, weight in twin.state_dict().items()}
+    torch.testing.assert_close(torch.func.functional_call(module, doubled, (x(),)), 2 * twin(x()))
+    torch.testing.assert_close(module(x()), twin(x()))
+
+
+class Kept(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return self.linear(x)
+
+
+def test_a_module_that_writes_to_its_buffers_runs_eagerly_once_per_call(optimized: Any) -> None:
+    module = Kept().eval()
+    optimized(module)
+    for _ in range(3):
+        module(x())
+    assert module.seen == 3
+    assert status(module).reason == "the call writes to the module's own seen"
+
+
+def test_a_pickled_module_comes_back_without_component(optimized: Any) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4)).eval()
+    optimized(module)
+    expected = module(x())
+    again = pickle.loads(pickle.dumps(module))
+    assert torch.equal(again(x()), expected)
+    assert again.forward.__self__ is again
+
+
+def test_a_part_and_the_whole_may_both_be_optimised(optimized: Any, unet: Any, inputs: Any) -> None:
+    expected = unet(**inputs()).sample
+    optimized(unet.mid_block)
+    optimized(unet)
+    for _ in range(3):
+        assert torch.equal(unet(**inputs()).sample, expected)
+    assert status(unet).status == "optimised"
+    rewriter.restore(unet)
+    assert torch.equal(unet(**inputs()).sample, expected)
+    assert status(unet.mid_block).status == "optimised"
+    rewriter.restore(unet.mid_block)
+    assert "forward" not in vars(unet.mid_block)

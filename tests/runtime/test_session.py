@@ -14,6 +14,8 @@ import diffusers
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from diffusers.hooks import HookRegistry
+from diffusers.hooks import ModelHook as DiffusersHook
 
 import rewriter
 from rewriter.runtime.component import Component
@@ -279,6 +281,31 @@ def test_layerwise_casting_of_diffusers_runs_eagerly(optimized: Any, unet: Any, 
     assert torch.isfinite(twin_result).all()
     (part,) = rewriter.report(unet).components.values()
     assert "hook of diffusers" in str(part.reason)
+
+
+def test_an_empty_registry_of_diffusers_is_no_hook(optimized: Any, unet: Any, inputs: Any) -> None:
+    HookRegistry.check_if_exists_or_initialize(unet)
+    HookRegistry.check_if_exists_or_initialize(unet.mid_block)
+    optimized(unet)
+    unet(**inputs())
+    assert rewriter.report(unet).components["UNet2DConditionModel"].status == "optimised"
+
+
+def test_a_hook_of_diffusers_around_a_network_runs_eagerly(optimized: Any, unet: Any, inputs: Any) -> None:
+    calls: list[int] = []
+
+    class Hook(DiffusersHook):
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return args, kwargs
+
+    HookRegistry.check_if_exists_or_initialize(unet).register_hook(Hook(), "counting")
+    optimized(unet)
+    for _ in range(2):
+        unet(**inputs())
+    assert len(calls) == 2
+    reason = "it has hooks of diffusers (counting) around it; optimise it before adding them"
+    assert rewriter.report(unet).components["UNet2DConditionModel"].reason == reason
 
 
 def memory_of_weights() -> int:
