@@ -30,7 +30,8 @@ class Pattern:
 
     `producers`: the ops that may make an interior value. `results`: the outputs in the rule's order, also as a set.
     `reads`: the operands that the replacement reads.
-    `aliasing`: a result of the replacement may share memory with an operand. `writes`: it has in-place ops.
+    `aliasing`: a result of the replacement may share memory with an operand. `fresh`: of
+    those, the results that the matched op makes anew. `writes`: the replacement has in-place ops.
     `symbolic`: extents or integers count, in conditions or in the replacement.
     """
 
@@ -42,6 +43,7 @@ class Pattern:
     outputs: frozenset[str]
     reads: frozenset[str]
     aliasing: bool
+    fresh: frozenset[str]
     writes: bool
     symbolic: bool
 
@@ -108,6 +110,12 @@ def compile_pattern(rule: Rule) -> Pattern:
         reads=frozenset(var.name for step in rule.replace for var in read_variables(step.statement))
         - {name for step in rule.match for name in step.targets},
         aliasing=not private_results(rule.replace).issuperset(rule.outputs),
+        fresh=frozenset(
+            name
+            for step in rule.match
+            for name in set(step.targets) & set(rule.outputs) - private_results(rule.replace)
+            if not any(call.aliases for call in step.calls)
+        ),
         writes=any(map(written_names, rule.replace)),
         symbolic=_is_symbolic(rule),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rewriter import torch_ir
 from rewriter.graph.match import Match
 from rewriter.graph.view import NOT_CONSTANT, Node, Value, View
-from rewriter.graph.writes import has_writing_overload, may_write, writers
+from rewriter.graph.writes import has_writing_overload, may_share, may_write, writers
 from rewriter.language.schemas import UNDECLARED_ALIASES
 
 
@@ -83,6 +83,9 @@ class Safety:
                     consumers += outside
                 elif outside:
                     return f"{value.name} is also used by {outside[0].op}"
+        for name in match.pattern.fresh:
+            if any(map(_is_returned, match.values(name))):
+                return f"a result of the graph would share memory with what {name} is made of"
         operands = [value for name in sorted(match.pattern.reads & match.bound.keys()) for value in match.values(name)]
         for value in operands:
             if id(value) in made:
@@ -136,6 +139,19 @@ class Safety:
             else:
                 pending += producer.inputs
         return found
+
+
+def _is_returned(value: Value) -> bool:
+    """Whether the graph returns the value or something that may share its memory."""
+    pending, seen = [value], {id(value)}
+    while pending:
+        for user, _ in pending.pop().uses:
+            if user.op == "prim::Return":
+                return True
+            if may_share(user.op):
+                pending += [result for result in user.outputs if id(result) not in seen]
+                seen.update(map(id, user.outputs))
+    return False
 
 
 def _order(node: Node) -> float:

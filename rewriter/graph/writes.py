@@ -1,4 +1,4 @@
-"""Which ops of a graph change their operands in place."""
+"""Which ops of a graph change their operands in place, and which may return them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 
 from rewriter import torch_ir
+from rewriter.language.schemas import UNDECLARED_ALIASES
 
 _WITH_BLOCKS = ("prim::If", "prim::Loop")
 
@@ -32,6 +33,15 @@ def writers(node: torch_ir.IRNode, op: str, operands: int) -> Iterator[tuple[str
 def has_writing_overload(op: str) -> bool:
     """Whether the op, or one in its blocks, may write at all: a first, quick question."""
     return op in _WITH_BLOCKS or any(schema.is_mutable for schema in torch_ir.schemas_of(op))
+
+
+@functools.lru_cache(maxsize=4096)
+def may_share(op: str) -> bool:
+    """Whether a result of the op may share memory with an operand."""
+    if op.startswith("prim::") or op in UNDECLARED_ALIASES:
+        return True
+    schemas = [schema for schema in torch_ir.schemas_of(op) if not any(a.is_out for a in schema.arguments)]
+    return any(result.alias_info is not None for schema in schemas for result in schema.returns)
 
 
 @functools.lru_cache(maxsize=4096)

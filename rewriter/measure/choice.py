@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -13,9 +13,10 @@ from rewriter.graph.conditions import Target
 from rewriter.graph.engine import Blocked, Rewrite, Rewritten, rewrite
 from rewriter.graph.view import Node, View
 from rewriter.language.conditions import PHASES
-from rewriter.language.rule import RuleSet
+from rewriter.language.rule import Rule, RuleSet
+from rewriter.measure import whole
 from rewriter.measure.cache import TimingCache
-from rewriter.measure.region import Pair, Unmeasurable, cut
+from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
 from rewriter.measure.timing import Timing, compare
 
 _log = logging.getLogger("rewriter")
@@ -34,37 +35,78 @@ class Choice:
     unmeasurable: tuple[str, ...]
 
 
-def choose(graph: torch_ir.Graph, rules: RuleSet, *, weights: int, target: Target) -> Choice:
+def choose(
+    graph: torch_ir.Graph,
+    rules: RuleSet,
+    *,
+    weights: int,
+    target: Target,
+    arguments: Sequence[torch.Tensor] | None = None,
+) -> Choice:
     """Applies the rules that pay on this machine at the recorded shapes.
 
     `graph` is canonical; its last `weights` inputs are weights. Rules of the canonicalise phase only remove work and
-    are kept unmeasured; every other region is kept if its rewritten form is faster.
+    are kept unmeasured; every other region is kept if its rewritten form is faster. Rules that change the order of a
+    result in memory are felt by all that follows, so they are kept or left out together. With `arguments` for the
+    graph, whole graphs are timed too, and the fastest is taken.
     """
     free = rewrite(graph, rules, weights=weights, phases=_FREE_PHASES, target=target)
     cache = TimingCache(target.device)
-    chooser = _Chooser(free.graph, rules, weights, target, cache)
-    result = chooser.run()
+    orders = frozenset(rule.id for rule in rules if _changes_order(rule))
+    choosers = [_Chooser(free.graph, rules, weights, target, cache, orders)]
+    candidates = [choosers[0].run()]
+    if any(done.rule in orders for done in candidates[0].rewrites):
+        fewer = RuleSet(tuple(rule for rule in rules if rule.id not in orders))
+        choosers.append(_Chooser(free.graph, fewer, weights, target, cache, frozenset()))
+        candidates.append(choosers[1].run())
+    if arguments is not None:
+        everything = choosers[0].first
+        nothing = rewrite(free.graph, rules, weights=weights, phases=(), target=target)
+        candidates += [*([everything] if everything is not None else []), nothing]
+        result = whole.fastest(candidates, weights, arguments, target.device, cache)
+    else:
+        result = candidates[0]
     cache.save()
+    found = {key: done for chooser in reversed(choosers) for key, done in chooser.seen.items()}
+    kept = {(done.rule, done.origins) for done in result.rewrites}
     rewritten = dataclasses.replace(
         result,
-        rewrites=free.rewrites + chooser.marked(result),
+        rewrites=free.rewrites + tuple(dataclasses.replace(done, kept=key in kept) for key, done in found.items()),
         nodes_before=free.nodes_before,
         specialised=result.specialised or free.specialised,
     )
+    unmeasurable = {what: site for chooser in choosers for what, site in chooser.unmeasurable.items()}
     return Choice(
         rewritten,
-        tuple(chooser.timings.values()),
-        tuple(f"{what} (first at {site})" for what, site in chooser.unmeasurable.items()),
+        tuple(choosers[0].timings.values()),
+        tuple(f"{what} (first at {site})" for what, site in unmeasurable.items()),
     )
 
 
+def _changes_order(rule: Rule) -> bool:
+    """Whether the rule gives a weight another memory order, which its result and all that reads it take over."""
+    return any("prepare::channels_last" in statement.ops for statement in rule.prepare)
+
+
 class _Chooser:
-    def __init__(self, graph: torch_ir.Graph, rules: RuleSet, weights: int, target: Target, cache: TimingCache) -> None:
+    """Finds the regions that pay, one by one. Regions of the rules in `exempt` alone are kept unmeasured."""
+
+    def __init__(
+        self,
+        graph: torch_ir.Graph,
+        rules: RuleSet,
+        weights: int,
+        target: Target,
+        cache: TimingCache,
+        exempt: frozenset[str],
+    ) -> None:
         self.graph = graph
         self.rules = rules
         self.weights = weights
         self.target = target
         self.cache = cache
+        self.exempt = exempt
+        self.first: Rewritten | None = None
         self.original = View(graph, weights)
         self.nodes = {origin: node for node in self.original.nodes for origin in node.origins}
         self.seen: dict[tuple[str, frozenset[int]], Rewrite] = {}
@@ -82,6 +124,7 @@ class _Chooser:
                 target=self.target,
                 blocked=blocked,
             )
+            self.first = self.first or result
             for done in result.rewrites:
                 self.seen.setdefault((done.rule, done.origins), done)
             losing = self.losing(result)
@@ -91,11 +134,6 @@ class _Chooser:
             _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
         return rewrite(self.graph, self.rules, weights=self.weights, phases=(), target=self.target)
 
-    def marked(self, result: Rewritten) -> tuple[Rewrite, ...]:
-        """Every rewrite that was found, with what is in the final graph marked as kept."""
-        kept = {(done.rule, done.origins) for done in result.rewrites}
-        return tuple(dataclasses.replace(done, kept=key in kept) for key, done in self.seen.items())
-
     def losing(self, result: Rewritten) -> Blocked:
         blocked: set[tuple[str, int]] = set()
         made: dict[int, list[Node]] = {}
@@ -104,6 +142,8 @@ class _Chooser:
                 for origin in node.origins:
                     made.setdefault(origin, []).append(node)
         for origins, rewrites in regions(result.rewrites):
+            if self.exempt.issuperset(done.rule for done in rewrites):
+                continue
             after = list({id(node): node for origin in origins for node in made.get(origin, ())}.values())
             if not self.pays(origins, after, rewrites):
                 blocked |= {(done.rule, origin) for done in rewrites for origin in done.origins}
@@ -112,17 +152,11 @@ class _Chooser:
     def pays(self, origins: frozenset[int], after: list[Node], rewrites: list[Rewrite]) -> bool:
         shared: dict[object, object] = {}
         name = " + ".join(dict.fromkeys(done.rule for done in rewrites))
-        generator = torch.Generator().manual_seed(0)
         try:
-            pair = Pair(
-                cut([self.nodes[origin] for origin in origins], generator, shared), cut(after, generator, shared)
-            )
+            pair = Pair(cut([self.nodes[origin] for origin in origins], shared), cut(after, shared))
             timing = self.cache.get(pair.key)
             if timing is None:
-                first, second = pair.before.function(), pair.after.function()
-                timing = compare(
-                    lambda: first(*pair.before.arguments), lambda: second(*pair.after.arguments), self.target.device
-                )
+                timing = self.time(pair)
                 self.cache.put(pair.key, timing)
         except (Unmeasurable, RuntimeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -131,6 +165,11 @@ class _Chooser:
         _, count, _ = self.timings.get(pair.key, (name, 0, timing))
         self.timings[pair.key] = (name, count + 1, timing)
         return timing.pays
+
+    def time(self, pair: Pair) -> Timing:
+        drawn: dict[TensorPlan, torch.Tensor] = {}
+        before, after = pair.before.call(drawn), pair.after.call(drawn)
+        return compare(before, after, self.target.device)
 
 
 def regions(rewrites: Iterable[Rewrite]) -> list[tuple[frozenset[int], list[Rewrite]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -36,16 +36,42 @@ class Unmeasurable(Exception):
     """A region that cannot stand alone; the message says why."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TensorPlan:
+    """A tensor to be drawn when it is needed: most regions are alike, and only one of a kind is timed."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+    def draw(self) -> torch.Tensor:
+        """Normal numbers in the recorded memory order; zeros where the dtype holds none."""
+        tensor = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        if not self.dtype.is_floating_point:
+            return tensor.zero_()
+        generator = torch.Generator(self.device).manual_seed(0)
+        if 0 in self.strides:
+            return torch.randn(self.shape, generator=generator, device=self.device).to(self.dtype)
+        return tensor.normal_(generator=generator)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.device} {self.shape} {self.strides}"
+
+
 @dataclasses.dataclass(slots=True)
 class Region:
-    """A small graph and the arguments to call it with."""
+    """A small graph, and what to call it with: plans of tensors, numbers, and lists of both."""
 
     graph: torch_ir.Graph
-    arguments: list[Any]
+    plans: list[Any]
     text: str
 
-    def function(self) -> Any:
-        return torch_ir.function_from_graph(self.graph)
+    def call(self, drawn: dict[TensorPlan, torch.Tensor]) -> Callable[[], Any]:
+        """The graph as a function of nothing. `drawn` keeps tensors, so that both sides of a pair get the same."""
+        function = torch_ir.function_from_graph(self.graph)
+        arguments = [_drawn(plan, drawn) for plan in self.plans]
+        return lambda: function(*arguments)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,24 +86,23 @@ class Pair:
         return hashlib.sha256(f"{self.before.text}\n=>\n{self.after.text}".encode()).hexdigest()[:24]
 
 
-def cut(nodes: Iterable[Node], generator: torch.Generator, shared: dict[object, Any]) -> Region:
-    """The nodes as a graph of their own, with random inputs as the trace recorded them.
+def cut(nodes: Iterable[Node], shared: dict[object, Any]) -> Region:
+    """The nodes as a graph of their own, with plans for inputs such as the trace recorded.
 
-    `shared` keeps the inputs, by the value that they stand for, so that both sides of a pair get the same.
+    `shared` keeps the plans, by the value that they stand for, so that both sides of a pair get the same.
     Raises Unmeasurable.
     """
-    return _Cutter(sorted(nodes, key=lambda node: node.order), generator, shared).cut()
+    return _Cutter(sorted(nodes, key=lambda node: node.order), shared).cut()
 
 
 class _Cutter:
-    def __init__(self, nodes: list[Node], generator: torch.Generator, shared: dict[object, Any]) -> None:
+    def __init__(self, nodes: list[Node], shared: dict[object, Any]) -> None:
         self.nodes = nodes
         self.inside = {id(node) for node in nodes}
-        self.generator = generator
         self.shared = shared
         self.graph = torch_ir.empty_graph()
         self.values: dict[int, Any] = {}
-        self.arguments: list[Any] = []
+        self.plans: list[Any] = []
         self.described: list[str] = []
 
     def cut(self) -> Region:
@@ -99,7 +124,7 @@ class _Cutter:
                     outputs.append(result)
         for result in outputs:
             self.graph.registerOutput(result)
-        return Region(self.graph, self.arguments, self.text())
+        return Region(self.graph, self.plans, self.text())
 
     def text(self) -> str:
         lines = [f"{node.kind()} {[v.unique() for v in node.inputs()]}" for node in self.graph.nodes()]
@@ -115,14 +140,14 @@ class _Cutter:
         else:
             result = self.graph.addInput()
             result.setType(value.ir.type())
-            argument = self.argument(value)
-            self.arguments.append(argument)
-            self.described.append(_described(argument))
+            plan = self.plan(value)
+            self.plans.append(plan)
+            self.described.append(_described(plan))
         self.values[id(value)] = result
         return result
 
-    def argument(self, value: Value) -> Any:
-        """What the value may hold: computed if it is an integer or a list, random if it is a tensor."""
+    def plan(self, value: Value) -> Any:
+        """What the value may hold: computed if it is an integer or a list, a plan if it is a tensor."""
         key = _identity(value)
         if key not in self.shared:
             kind = value.ir.type().kind()
@@ -132,16 +157,11 @@ class _Cutter:
                 self.shared[key] = self.computed(value)
         return self.shared[key]
 
-    def tensor(self, facts: TensorFacts | None, name: str) -> torch.Tensor:
+    def tensor(self, facts: TensorFacts | None, name: str) -> TensorPlan:
         if facts is None or facts.shape is None or facts.dtype not in _DTYPES:
             raise Unmeasurable(f"the shape of {name} is not known")
-        dtype = _DTYPES[facts.dtype]
         strides = facts.strides if facts.strides is not None else torch.empty(facts.shape, device="meta").stride()
-        tensor = torch.empty_strided(facts.shape, strides, dtype=dtype, device=facts.device)
-        if dtype.is_floating_point:
-            noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float32)
-            return tensor.copy_(noise) if 0 not in strides else noise.to(facts.device, dtype)
-        return torch.zeros_like(tensor)
+        return TensorPlan(facts.shape, strides, _DTYPES[facts.dtype], facts.device)
 
     def computed(self, value: Value) -> Any:
         """The number or list that a node outside the region gives, from the recorded shapes."""
@@ -160,7 +180,7 @@ class _Cutter:
             return _INTEGER_OPS[node.op](*(self.computed(item) for item in node.inputs))
         if node.op == "prim::ListConstruct":
             if value.ir.type().getElementType().kind() == "TensorType":
-                return [self.argument(item) for item in node.inputs]
+                return [self.plan(item) for item in node.inputs]
             return [self.computed(item) for item in node.inputs]
         raise Unmeasurable(f"{value.name} comes from {node.op}")
 
@@ -173,9 +193,15 @@ def _identity(value: Value) -> object:
     return node.origins, node.rule, node.op, node.outputs.index(value)
 
 
-def _described(argument: Any) -> str:
-    if isinstance(argument, torch.Tensor):
-        return f"{argument.dtype} {argument.device.type} {tuple(argument.shape)} {argument.stride()}"
-    if isinstance(argument, list):
-        return f"[{', '.join(map(_described, argument))}]"
-    return repr(argument)
+def _described(plan: Any) -> str:
+    return f"[{', '.join(map(_described, plan))}]" if isinstance(plan, list) else str(plan)
+
+
+def _drawn(plan: Any, drawn: dict[TensorPlan, torch.Tensor]) -> Any:
+    if isinstance(plan, list):
+        return [_drawn(item, drawn) for item in plan]
+    if not isinstance(plan, TensorPlan):
+        return plan
+    if plan not in drawn:
+        drawn[plan] = plan.draw()
+    return drawn[plan]

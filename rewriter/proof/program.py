@@ -38,7 +38,7 @@ class PatternModule(torch.nn.Module):
         ]
 
     def forward(self, *tensors: torch.Tensor, names: dict[str, Any] | None = None) -> tuple[torch.Tensor, ...]:
-        """The pattern's outputs. `names`: a dict to leave every value in, by its name."""
+        """The pattern's outputs, negated. `names`: a dict to leave every value in, by its name."""
         names = {} if names is None else names
         names.update({name: list(v) if isinstance(v, list) else v for name, v in self.operands.items()})
         for name, parameter in self.named_parameters():
@@ -55,7 +55,9 @@ class PatternModule(torch.nn.Module):
         for step in self.rule.match:
             run_step(step, names, self.choice)
         found = [names[name] for name in self.rule.outputs]
-        return tuple(item for value in found for item in (value if isinstance(value, list) else [value]))
+        # A rule that makes a new tensor an alias of an input may not do so with what the graph returns, so that the
+        # results are read once more, as in a network.
+        return tuple(torch.neg(item) for value in found for item in (value if isinstance(value, list) else [value]))
 
 
 def run_step(step: Step, names: dict[str, Any], choice: int = 0) -> None:

@@ -60,15 +60,15 @@ def build(
     with _timed(seconds, "trace", name):
         recording = _record(module, example, snapshot)
     weights = select(recording, snapshot.weights)
+    activations = [*example.before.copies, *map(number_tensor, example.live_numbers)]
     if example.expected is not None:
-        activations = [*example.before.copies, *map(number_tensor, example.live_numbers)]
         with _timed(seconds, "verify", name):
             problem = check_trace(recording, activations, weights, example.before, example.expected)
         if problem:
             raise WrongTrace(f"the trace does not reproduce eager: {problem}")
     with _timed(seconds, "measure" if options.measure else "rewrite", name):
         target = rewrite_target([*example.flat.tensors, *weights])
-        rewritten, unmeasurable = _rewrite(recording, target, options)
+        rewritten, unmeasurable = _rewrite(recording, target, options, [*clones(activations), *weights])
     names = [snapshot.names[slot] for slot in recording.weights]
     prepared = PreparedWeights(rewritten.prepared, names, weights, store)
     runner = FunctionRunner(rewritten.graph)
@@ -120,13 +120,15 @@ def rewrite_target(tensors: Sequence[torch.Tensor]) -> Target:
     return Target(device=next((t.device.type for t in tensors if t.device.type != "cpu"), "cpu"))
 
 
-def _rewrite(recording: Recording, target: Target, options: Options) -> tuple[Rewritten, tuple[str, ...]]:
-    """The rewritten graph, and what could not be measured."""
+def _rewrite(
+    recording: Recording, target: Target, options: Options, arguments: Sequence[torch.Tensor]
+) -> tuple[Rewritten, tuple[str, ...]]:
+    """The rewritten graph, and what could not be measured. `arguments`: inputs of the graph, to time it with."""
     count = len(recording.weights)
     if options.measure:
         from rewriter import measure
 
-        choice = measure.choose(recording.graph, options.rules, weights=count, target=target)
+        choice = measure.choose(recording.graph, options.rules, weights=count, target=target, arguments=arguments)
         return choice.rewritten, choice.unmeasurable
     from rewriter.graph import engine
 

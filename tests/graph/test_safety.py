@@ -214,12 +214,34 @@ def test_a_result_that_shares_memory(bench: Any, replacement: str, target: str) 
           %x : F(2, 4) = aten::mul(%x0, %x0)
           %y : F(2, 4) = aten::clone(%x, %none)
           %w : F(2, 4) = aten::add_(%{target}, %x0, %one)
-          return (%y, %x, %o)""",
+          %z : F(2, 4) = aten::neg(%y)
+          return (%z, %x, %o)""",
         ("y = aten::clone(x)", replacement),
         X,
         Y,
     )
     assert bool(found.fired) == (target == "o")
+
+
+@pytest.mark.parametrize(
+    ("end", "fires"),
+    [
+        ("return (%y)", False),
+        ("%v : F(4, 2) = aten::t(%y)\n return (%v)", False),
+        ("%l : Tensor[] = prim::ListConstruct(%y)\n return (%l)", False),
+        ("%v : F(2, 4) = aten::neg(%y)\n return (%v)", True),
+    ],
+)
+def test_new_results_of_the_graph_stay_new(bench: Any, end: str, fires: bool) -> None:
+    """The caller may write to what it gets, and must not hit its own input or a weight."""
+    found = bench.check(
+        f"""graph(%x : F(2, 4)):
+          %one : int = prim::Constant[value=1]()
+          %y : F(2, 4) = aten::mul(%x, %one)
+          {end}""",
+        ("y = aten::mul(x, 1)", "y = x"),
+    )
+    assert bool(found.fired) == fires
 
 
 @pytest.mark.parametrize("where", ["between", "after"])
