@@ -1,0 +1,134 @@
+"""What pays is kept, what does not is not, and a timing is made on what the graph really gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rewriter import torch_ir
+from rewriter.graph.canonical import canonicalise
+from rewriter.graph.conditions import Target
+from rewriter.language import RuleSet, load_rules
+from rewriter.measure import cache, choice, whole
+from rewriter.measure.region import Pair, TensorPlan
+from rewriter.measure.timing import Timing
+
+CPU = Target(device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REWRITER_CACHE", str(tmp_path))
+    return tmp_path
+
+
+class Norms(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.GroupNorm(2, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.silu(self.norm(F.dropout(x, 0.0, False))).relu()
+
+
+class Crossing(torch.nn.Module):
+    """Attention whose keys and values are longer than its queries."""
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        heads = (tensor.transpose(1, 2) for tensor in (q + 1, k + 1, v + 1))
+        return F.scaled_dot_product_attention(*heads).transpose(1, 2).neg()
+
+
+def traced(module: torch.nn.Module, *example: torch.Tensor) -> tuple[torch_ir.Graph, list[torch.Tensor]]:
+    graph, weights = torch_ir.trace(module.eval(), example)
+    canonicalise(graph)
+    return graph, weights
+
+
+def fixed(before: float, after: float) -> Callable[..., Timing]:
+    return lambda *_: Timing(before=before, after=after)
+
+
+def kept(graph: torch_ir.Graph, weights: int, rules: RuleSet) -> dict[str, bool]:
+    found = choice.choose(graph, rules, weights=weights, target=CPU)
+    return {done.rule: done.kept for done in found.rewritten.rewrites}
+
+
+@pytest.mark.parametrize(("before", "after", "stays"), [(10.0, 5.0, True), (10.0, 9.9, False), (10.0, 20.0, False)])
+def test_only_what_is_faster_is_kept(
+    monkeypatch: pytest.MonkeyPatch, before: float, after: float, *, stays: bool
+) -> None:
+    monkeypatch.setattr(choice, "compare", fixed(before, after))
+    graph, weights = traced(Norms(), torch.randn(2, 8, 4, 4))
+    found = kept(graph, len(weights), RuleSet((load_rules()["group-norm-silu"], load_rules()["dropout"])))
+    assert found == {"dropout": True, "group-norm-silu": stays}
+
+
+def test_inputs_have_the_shapes_that_were_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Values were once told apart by names that copying a graph gives anew: keys got the shape of queries, and cuDNN's
+    # attention does not raise for that, it crashes.
+    shapes: list[list[tuple[int, ...]]] = []
+
+    def timed(_: Any, pair: Pair) -> Timing:
+        for region in (pair.before, pair.after):
+            shapes.append([plan.shape for plan in region.plans if isinstance(plan, TensorPlan)])
+        return Timing(before=2.0, after=1.0)
+
+    monkeypatch.setattr(choice._Chooser, "time", timed)
+    q, kv = torch.randn(2, 5, 3, 4), torch.randn(2, 9, 3, 4)
+    graph, weights = traced(Crossing(), q, kv, kv + 1)
+    assert kept(graph, len(weights), RuleSet((load_rules()["attention-tokens"],))) == {"attention-tokens": True}
+    assert shapes == [[(2, 5, 3, 4), (2, 9, 3, 4), (2, 9, 3, 4)]] * 2
+
+
+def test_the_fastest_whole_graph_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "compare", fixed(10.0, 5.0))
+    x = torch.randn(2, 8, 4, 4)
+    graph, weights = traced(Norms(), x)
+    rules = RuleSet((load_rules()["group-norm-silu"],))
+    turns: list[int] = []
+
+    def in_turn(calls: list[Callable[[], Any]], _: str) -> list[float]:
+        turns.append(len(calls))
+        assert all(call().shape == x.shape for call in calls)
+        return [1.0] * (len(calls) - 1) + [0.5]
+
+    monkeypatch.setattr(whole, "in_turn", in_turn)
+    for _ in range(2):
+        found = choice.choose(graph, rules, weights=len(weights), target=CPU, arguments=[x, *weights])
+        assert [done.kept for done in found.rewritten.rewrites] == [False]
+    assert turns == [3]
+
+
+def test_random_state_is_left_alone() -> None:
+    graph, weights = traced(Norms(), torch.randn(2, 8, 4, 4))
+    before = torch.random.get_rng_state()
+    choice.choose(graph, load_rules(), weights=len(weights), target=CPU)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "machine": {}, "timings": 3}'])
+def test_a_corrupt_or_foreign_cache_is_rebuilt(content: str) -> None:
+    path = cache.TimingCache("cpu").path
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    found = cache.TimingCache("cpu")
+    assert not found.timings
+    found.put("region", Timing(before=2.0, after=1.0))
+    found.save()
+    assert cache.TimingCache("cpu").get("region") == Timing(before=2.0, after=1.0)
+    assert json.loads(path.read_text())["format"] == 1
+
+
+def test_a_folder_that_cannot_be_written_only_costs_time(own_cache: Path) -> None:
+    (own_cache / "timings").write_text("a file where the folder should be")
+    found = cache.TimingCache("cpu")
+    found.put("region", Timing(before=2.0, after=1.0))
+    found.save()
+    assert found.get("region") is not None
