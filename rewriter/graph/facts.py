@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+
 # Names that TorchScript types, rule files and torch itself use for one dtype: code is torch's number for it.
 _SCALAR_NAMES = {
     "Double": "f64",
@@ -22,6 +24,21 @@ _SCALAR_NAMES = {
 }
 # c10::ScalarType numbers, as `aten::to` has them in a graph.
 DTYPE_CODES = {"u8": 0, "i8": 1, "i16": 2, "i32": 3, "i64": 4, "f16": 5, "f32": 6, "f64": 7, "bool": 11, "bf16": 15}
+
+
+# What rule files call torch's dtypes.
+DTYPES = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

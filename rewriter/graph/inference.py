@@ -8,20 +8,10 @@ from typing import Any
 import torch
 
 from rewriter.graph import prepare
-from rewriter.graph.facts import TensorFacts
+from rewriter.graph.facts import DTYPES, TensorFacts
 from rewriter.graph.prepare import Prepared
 from rewriter.graph.view import NotConstant, Value
 from rewriter.language.rule import Call
-
-_DTYPES = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "bool": torch.bool,
-}
 
 
 class Impossible(Exception):
@@ -71,13 +61,13 @@ def _stand_in(value: Value) -> Any:
     if producer is not None and producer.op == "prim::ListConstruct":
         return [_stand_in(item) for item in producer.inputs]
     facts = value.facts
-    if facts is None or facts.shape is None or facts.dtype not in _DTYPES:
+    if facts is None or facts.shape is None or facts.dtype not in DTYPES:
         raise Impossible(f"nothing is known about {value.name}")
-    return torch.empty(facts.shape, dtype=_DTYPES[facts.dtype], device="meta")
+    return torch.empty(facts.shape, dtype=DTYPES[facts.dtype], device="meta")
 
 
 def _facts_of(tensor: torch.Tensor, device: str) -> TensorFacts | None:
-    names = [name for name, dtype in _DTYPES.items() if dtype == tensor.dtype]
+    names = [name for name, dtype in DTYPES.items() if dtype == tensor.dtype]
     return TensorFacts(names[0], tensor.dim(), device, tuple(tensor.shape), tuple(tensor.stride())) if names else None
 
 

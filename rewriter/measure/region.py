@@ -10,19 +10,9 @@ from typing import Any
 import torch
 
 from rewriter import torch_ir
-from rewriter.graph.facts import TensorFacts
+from rewriter.graph.facts import DTYPES, TensorFacts
 from rewriter.graph.view import Node, NotConstant, Value
 
-_DTYPES = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "bool": torch.bool,
-    "u8": torch.uint8,
-}
 _INTEGER_OPS = {
     "aten::add": lambda a, b: a + b,
     "aten::sub": lambda a, b: a - b,
@@ -158,10 +148,10 @@ class _Cutter:
         return self.shared[key]
 
     def tensor(self, facts: TensorFacts | None, name: str) -> TensorPlan:
-        if facts is None or facts.shape is None or facts.dtype not in _DTYPES:
+        if facts is None or facts.shape is None or facts.dtype not in DTYPES:
             raise Unmeasurable(f"the shape of {name} is not known")
         strides = facts.strides if facts.strides is not None else torch.empty(facts.shape, device="meta").stride()
-        return TensorPlan(facts.shape, strides, _DTYPES[facts.dtype], facts.device)
+        return TensorPlan(facts.shape, strides, DTYPES[facts.dtype], facts.device)
 
     def computed(self, value: Value) -> Any:
         """The number or list that a node outside the region gives, from the recorded shapes."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from rewriter.graph.facts import DTYPES
 from rewriter.language.conditions import DimRange, TensorInput
 from rewriter.language.expressions import Expression
 from rewriter.language.rule import Rule
 from rewriter.language.syntax import read_variables
-from rewriter.proof.layouts import DTYPES, LAYOUTS, VALUES
+from rewriter.proof.layouts import LAYOUTS, VALUES
 
 # Dtypes in which a rule is tested unless its entry says otherwise.
 FLOATS = ("f32", "f16", "bf16")
