@@ -1,6 +1,19 @@
 """The `rewriter::*` ops. Importing this package registers all of them with torch."""
 
-from rewriter.ops import activation, attention, conv, group_norm, layer_norm, linear, registry
+from rewriter.ops import activation, attention, conv, dispatch, group_norm, layer_norm, linear, providers, registry
 from rewriter.ops.registry import OPS, Op, Provider
 
-__all__ = ["OPS", "Op", "Provider", "activation", "attention", "conv", "group_norm", "layer_norm", "linear", "registry"]
+__all__ = [
+    "OPS",
+    "Op",
+    "Provider",
+    "activation",
+    "attention",
+    "conv",
+    "dispatch",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "providers",
+    "registry",
+]

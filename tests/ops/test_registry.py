@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rewriter.ops
-from rewriter.ops import registry
+from rewriter.ops import dispatch, registry
 from rewriter.ops.registry import OPS, OpError
 
 
@@ -29,23 +29,55 @@ def test_defining_another_schema_under_a_known_name_is_an_error():
         registry.define("quick_gelu(Tensor y) -> Tensor", lambda y: y)
 
 
-def test_a_bound_provider_serves_the_op_until_the_reference_is_bound_again():
+@pytest.fixture
+def zeros():
+    """A provider of quick_gelu that gives zeros, for tensors of rank 1."""
+    registry.provide("quick_gelu", "zeros", torch.zeros_like, lambda x: None if x.dim() == 1 else "rank is not 1")
+    yield
+    del OPS["quick_gelu"].providers["zeros"]
+
+
+@pytest.mark.usefixtures("zeros")
+def test_a_forced_provider_serves_what_it_can_and_the_calls_are_counted():
     x = torch.ones(3)
-    registry.provide("quick_gelu", "zeros", torch.zeros_like, lambda *_: None)
-    try:
-        registry.bind("quick_gelu", "zeros", "CPU")
+    with dispatch.forced("quick_gelu", "zeros"), dispatch.counted() as calls:
         assert torch.equal(torch.ops.rewriter.quick_gelu(x), torch.zeros(3))
-    finally:
-        registry.bind("quick_gelu", registry.REFERENCE, "CPU")
-        del OPS["quick_gelu"].providers["zeros"]
+        assert torch.equal(torch.ops.rewriter.quick_gelu(x[None]), OPS["quick_gelu"].reference(x[None]))
+    assert calls == {("quick_gelu", "zeros"): 1, ("quick_gelu", "torch"): 1}
     assert torch.equal(torch.ops.rewriter.quick_gelu(x), OPS["quick_gelu"].reference(x))
+
+
+def test_a_config_reaches_the_provider():
+    registry.provide("quick_gelu", "full", lambda x, value=2: torch.full_like(x, value), lambda _: None)
+    try:
+        with dispatch.forced("quick_gelu", "full", {"value": 5}):
+            assert torch.ops.rewriter.quick_gelu(torch.ones(2)).tolist() == [5, 5]
+        with dispatch.forced("quick_gelu", "full"):
+            assert torch.ops.rewriter.quick_gelu(torch.ones(2)).tolist() == [2, 2]
+    finally:
+        del OPS["quick_gelu"].providers["full"]
+
+
+@pytest.mark.usefixtures("zeros")
+def test_candidates_are_the_providers_that_take_the_call_and_the_reference():
+    names = [choice.provider for choice in dispatch.candidates(OPS["quick_gelu"], (torch.ones(3),))]
+    assert names[-2:] == ["zeros", "torch"]
+    assert "zeros" not in [choice.provider for choice in dispatch.candidates(OPS["quick_gelu"], (torch.ones(3, 3),))]
+
+
+def test_signatures_tell_calls_apart_that_may_take_another_time():
+    x = torch.ones(4, 6)
+    same = dispatch.signature((x, 3, None))
+    assert dispatch.signature((torch.zeros(4, 6), 3, None)) == same
+    for other in ((x.t(), 3, None), (x.half(), 3, None), (x, 4, None), (x, 3, x), (x[:2], 3, None)):
+        assert dispatch.signature(other) != same
 
 
 def test_unknown_ops_and_providers_are_named():
     with pytest.raises(OpError, match=r"unknown op rewriter::swiglu; expected one of add_group_norm, "):
-        registry.bind("swiglu", "triton", "CUDA")
-    with pytest.raises(OpError, match=r"rewriter::conv_act has no provider 'cudnn'; expected one of torch"):
-        registry.bind("conv_act", "cudnn", "CUDA")
+        registry.find("swiglu")
+    with pytest.raises(OpError, match=r"rewriter::conv_act has no provider 'cudnn9'; expected one of .*torch"):
+        dispatch.forced("conv_act", "cudnn9").__enter__()
     with pytest.raises(OpError, match=r"rewriter::conv_act has a provider 'torch' already"):
         registry.provide("conv_act", "torch", torch.relu, lambda *_: None)
 

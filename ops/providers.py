@@ -1,0 +1,24 @@
+"""Loads the packages that add providers to the ops, once, and remembers what is missing and why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+
+# Imported on first need: triton alone takes longer to import than all of `rewriter`.
+_PACKAGES = {"triton": "rewriter.ops.triton", "cuda": "rewriter.ops.cuda"}
+
+
+@functools.cache
+def load() -> dict[str, str]:
+    """Adds every provider whose needs are met. Returns the others' reasons by package, for reports."""
+    missing = {}
+    for name, package in _PACKAGES.items():
+        if importlib.util.find_spec(package) is None:
+            continue
+        try:
+            importlib.import_module(package)
+        except (ImportError, OSError, RuntimeError) as error:
+            missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return missing
