@@ -12,6 +12,7 @@ from rewriter import torch_ir
 from rewriter.capture.escapes import Escapes
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Structure, flatten, unflatten
+from rewriter.capture.substitutes import Substitutes
 from rewriter.errors import CaptureError
 from rewriter.graph.canonical import canonicalise
 
@@ -60,7 +61,7 @@ class _Call:
         numbers = [next(live) if number is None else number for number in self.numbers]
         arguments = unflatten(self.structure, inputs[: self.tensors], numbers)
         self.escapes = Escapes(inputs)
-        with self.escapes:
+        with self.escapes, Substitutes():
             result = self.invoke(arguments)
         flat = flatten(result, what="output")
         if not flat.tensors:

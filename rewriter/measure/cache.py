@@ -1,4 +1,4 @@
-"""Timings kept on disk, per machine and versions, so that a choice is measured once."""
+"""Timings and choices kept on disk, per machine and versions, so that each is measured once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import tempfile
 import torch
 
 from rewriter.measure.timing import Timing
+from rewriter.ops.dispatch import Choice
 
-_FORMAT = 1
+_FORMAT = 2
 _log = logging.getLogger("rewriter")
 
 
@@ -58,21 +59,33 @@ class TimingCache:
         self.machine = machine(device)
         digest = hashlib.sha256(json.dumps(self.machine, sort_keys=True).encode()).hexdigest()[:16]
         self.path = cache_folder() / "timings" / f"{device}-{digest}.json"
-        self.timings: dict[str, Timing] = self._load()
+        self.timings: dict[str, Timing] = {}
+        self.choices: dict[str, Choice] = {}
+        self._load()
         self.changed = False
 
-    def _load(self) -> dict[str, Timing]:
+    def _load(self) -> None:
         try:
             data = json.loads(self.path.read_text())
             if data["format"] != _FORMAT or data["machine"] != self.machine:
-                return {}
+                return
             found = {str(key): Timing(float(before), float(after)) for key, (before, after) in data["timings"].items()}
+            choices = {str(key): Choice(str(name), dict(config)) for key, (name, config) in data["choices"].items()}
         except FileNotFoundError:
-            return {}
+            return
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             _log.warning("timing cache %s is not usable and will be rebuilt: %s", self.path, error)
-            return {}
-        return {key: timing for key, timing in found.items() if timing.before > 0 and timing.after > 0}
+            return
+        self.timings = {key: timing for key, timing in found.items() if timing.before > 0 and timing.after > 0}
+        self.choices = choices
+
+    def choice(self, key: str) -> Choice | None:
+        """The provider that was the fastest for a call."""
+        return self.choices.get(key)
+
+    def put_choice(self, key: str, choice: Choice) -> None:
+        self.choices[key] = choice
+        self.changed = True
 
     def get(self, key: str) -> Timing | None:
         return self.timings.get(key)
@@ -89,6 +102,7 @@ class TimingCache:
             "format": _FORMAT,
             "machine": self.machine,
             "timings": {key: [round(t.before, 3), round(t.after, 3)] for key, t in sorted(self.timings.items())},
+            "choices": {key: [c.provider, dict(c.config)] for key, c in sorted(self.choices.items())},
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

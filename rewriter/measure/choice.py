@@ -16,6 +16,7 @@ from rewriter.language.conditions import PHASES
 from rewriter.language.rule import Rule, RuleSet
 from rewriter.measure import whole
 from rewriter.measure.cache import TimingCache
+from rewriter.measure.providers import tuned
 from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
 from rewriter.measure.timing import Timing, compare
 
@@ -50,8 +51,24 @@ def choose(
     result in memory are felt by all that follows, so they are kept or left out together. With `arguments` for the
     graph, whole graphs are timed too, and the fastest is taken.
     """
-    free = rewrite(graph, rules, weights=weights, phases=_FREE_PHASES, target=target)
     cache = TimingCache(target.device)
+    with tuned(target.device, cache):
+        choice = _choose(graph, rules, weights, target, arguments, cache)
+    cache.save()
+    if target.device == "cuda":
+        torch.cuda.empty_cache()
+    return choice
+
+
+def _choose(
+    graph: torch_ir.Graph,
+    rules: RuleSet,
+    weights: int,
+    target: Target,
+    arguments: Sequence[torch.Tensor] | None,
+    cache: TimingCache,
+) -> Choice:
+    free = rewrite(graph, rules, weights=weights, phases=_FREE_PHASES, target=target)
     orders = frozenset(rule.id for rule in rules if _changes_order(rule))
     choosers = [_Chooser(free.graph, rules, weights, target, cache, orders)]
     candidates = [choosers[0].run()]
@@ -66,7 +83,6 @@ def choose(
         result = whole.fastest(candidates, weights, arguments, target.device, cache)
     else:
         result = candidates[0]
-    cache.save()
     found = {key: done for chooser in reversed(choosers) for key, done in chooser.seen.items()}
     kept = {(done.rule, done.origins) for done in result.rewrites}
     rewritten = dataclasses.replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,6 +14,7 @@ from rewriter import torch_ir
 _PAIRS = 7
 _TURNS = 12
 _SAMPLE_SECONDS = 1e-3
+_MOST_REPEATS = 200
 _BUDGET_SECONDS = 0.6
 # Beyond this ratio one pair of runs is proof enough.
 _CLEAR = 1.5
@@ -32,15 +33,22 @@ class Timing:
         return self.after < 0.97 * self.before
 
 
+class Stopwatch(Protocol):
+    """A function made ready to be timed."""
+
+    def seconds(self) -> float:
+        """Of one call."""
+
+
 def compare(before: Callable[[], Any], after: Callable[[], Any], device: str) -> Timing:
     """Best time of each function. Raises what they raise."""
     with torch.no_grad(), torch_ir.plain_executor():
-        runs = [_repeats(function, device) for function in (before, after)]
+        watches = [stopwatch(function, device) for function in (before, after)]
         best = [float("inf"), float("inf")]
         start = time.perf_counter()
         for pair in range(_PAIRS):
-            for side, function in enumerate((before, after)):
-                best[side] = min(best[side], _sample(function, runs[side], device))
+            for side, watch in enumerate(watches):
+                best[side] = min(best[side], watch.seconds())
             spent = time.perf_counter() - start
             ratio = best[1] / best[0]
             if spent > _BUDGET_SECONDS or (pair >= 1 and (ratio > _CLEAR or ratio < 1 / _CLEAR)):
@@ -51,38 +59,59 @@ def compare(before: Callable[[], Any], after: Callable[[], Any], device: str) ->
 def in_turn(calls: Sequence[Callable[[], Any]], device: str) -> list[float]:
     """Best seconds of each call; infinite for one that raises. Those far behind after one round are not run again."""
     best = [float("inf")] * len(calls)
+    watches: list[Stopwatch | None] = []
     start = time.perf_counter()
     with torch.no_grad(), torch_ir.plain_executor():
+        for call in calls:
+            try:
+                watches.append(stopwatch(call, device, repeat=False))
+            except (RuntimeError, NotImplementedError):
+                watches.append(None)
         for turn in range(_TURNS):
-            # The first round warms up; only who loses by far is judged by it.
             leader = min(best)
-            for index, call in enumerate(calls):
-                if turn and best[index] > _CLEAR * leader:
-                    continue
-                try:
-                    seconds = _sample(call, 1, device)
-                except (RuntimeError, NotImplementedError):
-                    seconds = float("inf")
-                best[index] = seconds if turn == 1 else min(best[index], seconds)
-            if turn >= 2 and time.perf_counter() - start > _BUDGET_SECONDS:
+            for index, watch in enumerate(watches):
+                if watch is not None and not (turn and best[index] > _CLEAR * leader):
+                    best[index] = min(best[index], watch.seconds())
+            if turn >= 1 and time.perf_counter() - start > _BUDGET_SECONDS:
                 break
     return best
 
 
-def _repeats(function: Callable[[], Any], device: str) -> int:
-    """Calls per sample; the first call also warms up."""
-    function()
-    once = _sample(function, 1, device)
-    return max(1, min(200, int(_SAMPLE_SECONDS / max(once, 1e-7))))
+def stopwatch(function: Callable[[], Any], device: str, *, repeat: bool = True) -> Stopwatch:
+    """Calls the function to warm up. `repeat`: short functions run many times for one measurement.
+
+    On a GPU the kernels are replayed where they can be, so that the host does not count. Long ones that keep the GPU
+    busy anyway are launched: recording them takes as much memory again.
+    """
+    if device == "cuda":
+        from rewriter.measure.replay import Replayed, host_keeps_up
+
+        try:
+            if not host_keeps_up(function):
+                return Replayed(function)
+        except RuntimeError:
+            torch.cuda.synchronize()
+    return Launched(function, device, repeat=repeat)
 
 
-def _sample(function: Callable[[], Any], repeats: int, device: str) -> float:
-    _synchronise(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
+class Launched:
+    """Times a function as the host calls it."""
+
+    def __init__(self, function: Callable[[], Any], device: str, *, repeat: bool) -> None:
+        self._function, self._device, self._repeats = function, device, 1
         function()
-    _synchronise(device)
-    return (time.perf_counter() - start) / repeats
+        once = self.seconds()
+        if repeat:
+            self._repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_SECONDS / max(once, 1e-7))))
+
+    def seconds(self) -> float:
+        """Of one call."""
+        _synchronise(self._device)
+        start = time.perf_counter()
+        for _ in range(self._repeats):
+            self._function()
+        _synchronise(self._device)
+        return (time.perf_counter() - start) / self._repeats
 
 
 def _synchronise(device: str) -> None:

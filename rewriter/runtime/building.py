@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rewriter import torch_ir
 from rewriter.capture.recording import Invoke, NumbersBaked, Recording, number_tensor, record
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Flat
 from rewriter.errors import CaptureError, VerificationError
 from rewriter.runtime.before import Before, clones
+from rewriter.runtime.cuda_graphs import CudaGraphRunner
 from rewriter.runtime.prepared import PreparedStore, PreparedWeights
 from rewriter.runtime.program import Options, Program, select, summary
 from rewriter.runtime.proof import WrongTrace, check_program, check_trace
-from rewriter.runtime.runner import FunctionRunner
+from rewriter.runtime.runner import FunctionRunner, Runner
 from rewriter.runtime.trust import Signature, Trust
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ def build(
         rewritten, unmeasurable = _rewrite(recording, target, options, [*clones(activations), *weights])
     names = [snapshot.names[slot] for slot in recording.weights]
     prepared = PreparedWeights(rewritten.prepared, names, weights, store)
-    runner = FunctionRunner(rewritten.graph)
+    runner = _runner(rewritten.graph, target.device)
     trust = Trust(
         example.signature,
         example.live_numbers,
@@ -107,6 +109,14 @@ def _record(module: torch.nn.Module, example: Example, snapshot: Snapshot) -> Re
     if example.expected is not None and example.expected.structure != recording.outputs:
         raise CaptureError("the traced call returns another structure than the eager call")
     return recording
+
+
+def _runner(graph: torch_ir.Graph, device: str) -> Runner:
+    if device != "cuda":
+        return FunctionRunner(graph)
+    from rewriter.measure.providers import tuned
+
+    return CudaGraphRunner(graph, tuned=lambda: tuned(device))
 
 
 def rewrite_target(tensors: Sequence[torch.Tensor]) -> Target:

@@ -99,7 +99,7 @@ class Program:
         """The output tensors for a call. `weights` are the current snapshot's, `state` its serial number."""
         chosen = select(self.recording, weights)
         activations = [*tensors, *map(number_tensor, self.live_numbers(numbers))]
-        return self._runner(activations, [*chosen, *self._prepared.refresh(chosen, state)])
+        return self._runner(activations, [*chosen, *self._prepared.refresh(chosen, state)], state)
 
     def rebuild(self, tensors: Sequence[torch.Tensor]) -> Any:
         """The value that the module would have returned."""

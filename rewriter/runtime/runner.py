@@ -11,14 +11,15 @@ from rewriter import torch_ir
 
 
 class Runner(Protocol):
-    """Executes one graph. Further runners (CUDA graphs, say) take this one's place in a program.
+    """Executes one graph.
 
     `activations`: the call's tensors, then its live numbers as 0-dim CPU tensors. `weights`: weights, then prepared
-    weights; their storage stays the same from call to call unless the caller has changed the module.
+    weights; their storage stays the same from call to call unless the caller has changed the module. `state`: names
+    the module's state; another one than before means that any weight may have been written to.
     """
 
     def __call__(
-        self, activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+        self, activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], state: int | None = None
     ) -> tuple[torch.Tensor, ...]: ...
 
 
@@ -29,7 +30,10 @@ class FunctionRunner:
         self._function = torch_ir.function_from_graph(graph)
 
     def __call__(
-        self, activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+        self,
+        activations: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        state: int | None = None,  # noqa: ARG002 - reads every weight anew
     ) -> tuple[torch.Tensor, ...]:
         with torch_ir.plain_executor(), torch.no_grad():
             result = self._function(*activations, *weights)

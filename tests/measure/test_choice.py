@@ -123,7 +123,7 @@ def test_a_corrupt_or_foreign_cache_is_rebuilt(content: str) -> None:
     found.put("region", Timing(before=2.0, after=1.0))
     found.save()
     assert cache.TimingCache("cpu").get("region") == Timing(before=2.0, after=1.0)
-    assert json.loads(path.read_text())["format"] == 1
+    assert json.loads(path.read_text())["format"] == 2
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(own_cache: Path) -> None:

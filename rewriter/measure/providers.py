@@ -1,0 +1,110 @@
+"""Chooses each op's provider for each call by running all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rewriter.measure.cache import TimingCache
+from rewriter.measure.timing import stopwatch
+from rewriter.ops import dispatch, registry
+from rewriter.ops.dispatch import Choice
+
+logger = logging.getLogger("rewriter")
+
+_SAMPLES = 3
+# Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
+_LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+class ProviderChooser:
+    """Times every provider and config that takes a call, and remembers the fastest in the cache.
+
+    A provider that raises, or whose result is not the reference's, is left out; `problems` says so.
+    """
+
+    def __init__(self, cache: TimingCache) -> None:
+        self.cache = cache
+        self.problems: dict[str, str] = {}
+
+    def __call__(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+        choices = dispatch.candidates(op, arguments)
+        if len(choices) == 1 or torch.cuda.is_current_stream_capturing():
+            return choices[0]
+        key = f"{op.name} {_sources()} {hashlib.sha256(signature.encode()).hexdigest()[:24]}"
+        known = self.cache.choice(key)
+        if known in choices:
+            return known
+        with torch.no_grad():
+            expected = op.reference(*arguments)
+            seconds = [self._seconds(op, choice, arguments, expected) for choice in choices]
+        best = choices[seconds.index(min(seconds))]
+        if min(seconds) < float("inf"):
+            self.cache.put_choice(key, best)
+        logger.debug("%s %s: %s", op.name, signature, dict(zip(map(str, choices), seconds, strict=True)))
+        return best
+
+    def _seconds(self, op: registry.Op, choice: Choice, arguments: tuple[Any, ...], expected: Any) -> float:
+        def call() -> Any:
+            return op.providers[choice.provider].fn(*arguments, **choice.config)
+
+        try:
+            if choice.provider != registry.REFERENCE:
+                distance = _distance(call(), expected)
+                if not distance < _LIMITS.get(_first(expected).dtype, 0.0):
+                    raise ArithmeticError(f"its result is off by {distance:.1e} (relative L2 error)")
+            watch = stopwatch(call, "cuda")
+            return min(watch.seconds() for _ in range(_SAMPLES))
+        except (RuntimeError, ValueError, TypeError, ArithmeticError, OSError, NotImplementedError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.problems.setdefault(f"{op.name} by {choice.provider}", lines[0])
+            logger.warning("%s by %s %s is left out: %s", op.name, choice.provider, dict(choice.config), lines[0])
+            return float("inf")
+
+
+@contextlib.contextmanager
+def tuned(device: str, cache: TimingCache | None = None) -> Iterator[None]:
+    """Calls inside choose their providers by measurement on a GPU; elsewhere there is nothing to choose."""
+    if device != "cuda":
+        yield
+        return
+    cache = cache or TimingCache(device)
+    with dispatch.choosing(ProviderChooser(cache)):
+        yield
+    cache.save()
+
+
+def _distance(found: Any, expected: Any) -> float:
+    """Relative L2 distance of the outputs together, over what is finite in the reference; NaN where a NaN is new."""
+    pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
+    square = scale = 0.0
+    for one, other in pairs:
+        finite = other.isfinite()
+        square += float((one.double() - other.double())[finite].square().sum())
+        scale += float(other.double()[finite].square().sum())
+    return (square / scale) ** 0.5 if scale else square**0.5
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [value] if isinstance(value, torch.Tensor) else list(value)
+
+
+def _first(value: Any) -> torch.Tensor:
+    return _tensors(value)[0]
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of the code of all ops: another version is measured again."""
+    folder = pathlib.Path(registry.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,82 @@
+"""Times what a function does on a GPU, without what the host needs to launch it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_SAMPLE_SECONDS = 2e-4
+_MOST_REPEATS = 20
+# Below this, launching takes a share of the time that is worth avoiding.
+_LONG_SECONDS = 20e-3
+_HOST_SHARE = 0.7
+
+
+def host_keeps_up(function: Callable[[], Any]) -> bool:
+    """Whether the function's kernels are so long that the host launches them all well before they are done."""
+    function()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    launched = time.perf_counter() - start
+    torch.cuda.synchronize()
+    total = time.perf_counter() - start
+    return total > _LONG_SECONDS and launched < _HOST_SHARE * total
+
+
+class Replayed:
+    """A function's kernels as a CUDA graph of several repeats. Raises what the function raises when recorded.
+
+    A function that cannot be recorded (it waits for the device, say) raises RuntimeError.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function()
+            first, last = _events()
+            first.record(stream)
+            function()
+            last.record(stream)
+        last.synchronize()
+        once = max(first.elapsed_time(last) * 1e-3, 1e-7)
+        self.repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_SECONDS / once)))
+        self.graph = torch.cuda.CUDAGraph()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.stream(stream):
+            self.graph.capture_begin(pool=_pool())
+            try:
+                for _ in range(self.repeats):
+                    function()
+            finally:
+                self.graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._first, self._last = _events()
+        self.graph.replay()
+
+    def seconds(self) -> float:
+        """Device time of one repeat."""
+        self._first.record()
+        self.graph.replay()
+        self._last.record()
+        self._last.synchronize()
+        return self._first.elapsed_time(self._last) * 1e-3 / self.repeats
+
+
+_POOLS: dict[int, Any] = {}
+
+
+def _pool() -> Any:
+    """Memory that all timings on a device share; nothing in it outlives its timing."""
+    device = torch.cuda.current_device()
+    if device not in _POOLS:
+        _POOLS[device] = torch.cuda.graph_pool_handle()
+    return _POOLS[device]
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -1,0 +1,215 @@
+"""The bookkeeping of replays. A recording is played here by calling the function again, so that no GPU is needed."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rewriter import torch_ir
+from rewriter.runtime.cuda_graphs import CudaGraphRunner
+
+TEXT = """
+graph(%x : Tensor, %text : Tensor, %scale : Tensor, %w : Tensor):
+  %none : NoneType = prim::Constant()
+  %one : int = prim::Constant[value=1]()
+  %k : Tensor = aten::linear(%text, %w, %none)
+  %a : Tensor = aten::mul(%x, %scale)
+  %y : Tensor = aten::add(%a, %k, %one)
+  return (%y)
+"""
+
+
+class Recorder:
+    """Plays a recording by calling the function again and leaving the results where they were at first."""
+
+    def __init__(self) -> None:
+        self.recordings = self.plays = 0
+
+    def __call__(self, function: Callable[[], tuple[torch.Tensor, ...]]) -> Any:
+        self.recordings += 1
+        results = function()
+
+        def play() -> None:
+            self.plays += 1
+            for held, fresh in zip(results, function(), strict=True):
+                held.copy_(fresh)
+
+        return play, results
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def runner(recorder: Recorder) -> CudaGraphRunner:
+    return CudaGraphRunner(
+        torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, worth_recording=lambda _: True
+    )
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def expected(x: torch.Tensor, text: torch.Tensor, scale: float, w: torch.Tensor) -> torch.Tensor:
+    return x * scale + text @ w.T
+
+
+def test_steps_of_a_loop_are_replayed_from_the_third_on(runner: CudaGraphRunner, recorder: Recorder):
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    results = []
+    for _ in range(5):
+        x = torch.randn(3, 4)
+        results.append((runner([x, text, number(0.5)], [w])[0], expected(x, text, 0.5, w)))
+    assert (recorder.recordings, runner.replays) == (1, 1)
+    # Results of earlier steps stay as they were.
+    for found, wanted in results:
+        torch.testing.assert_close(found, wanted)
+
+
+def test_what_stays_the_same_is_computed_once_and_again_when_it_changes(runner: CudaGraphRunner):
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+
+    def step() -> None:
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(runner([x, text, number(0.5)], [w])[0], expected(x, text, 0.5, w))
+
+    for _ in range(3):
+        step()
+    entry = next(iter(runner._entries.values()))
+    assert entry.replay is not None
+    assert entry.replay.hoisted == 1
+    text = torch.randn(3, 4)
+    step()
+    text.mul_(2)
+    step()
+    w.add_(1)
+    step()
+    assert runner.replays == 1
+
+
+def test_a_write_that_leaves_no_trace_is_seen_by_the_state(runner: CudaGraphRunner):
+    text, w = torch.randn(3, 4), torch.nn.Parameter(torch.randn(4, 4), requires_grad=False)
+    for state in (1, 1, 1, 1, 2):
+        if state == 2:
+            w.data.add_(1)
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(runner([x, text, number(0.5)], [w], state)[0], expected(x, text, 0.5, w))
+
+
+def test_a_number_that_changes_takes_effect(runner: CudaGraphRunner, recorder: Recorder):
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    for scale in (0.5, 0.5, 0.5, 0.5, 0.7, 0.7, 0.7, 0.7, 0.5, *(index / 100 for index in range(20))):
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(runner([x, text, number(scale)], [w])[0], expected(x, text, scale, w))
+    assert recorder.recordings == 2
+
+
+def test_weights_that_move_are_recorded_anew(runner: CudaGraphRunner, recorder: Recorder):
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    for _ in range(4):
+        runner([torch.randn(3, 4), text, number(1.0)], [w])
+    other, x = torch.randn(4, 4), torch.randn(3, 4)
+    for _ in range(3):
+        torch.testing.assert_close(runner([x, text, number(1.0)], [other])[0], expected(x, text, 1.0, other))
+    assert recorder.recordings == 2
+
+
+def test_only_so_many_extents_are_kept(runner: CudaGraphRunner, recorder: Recorder):
+    w = torch.randn(4, 4)
+    for rows in range(1, 13):
+        for _ in range(4):
+            x, text = torch.randn(rows, 4), torch.randn(rows, 4)
+            torch.testing.assert_close(runner([x, text, number(1.0)], [w])[0], expected(x, text, 1.0, w))
+    assert recorder.recordings == 12
+    assert runner.replays == 8
+
+
+def test_one_call_of_new_extents_is_not_worth_a_recording(runner: CudaGraphRunner, recorder: Recorder):
+    for rows in range(1, 5):
+        runner([torch.randn(rows, 4), torch.randn(rows, 4), number(1.0)], [torch.randn(4, 4)])
+    assert not recorder.recordings
+
+
+def test_the_same_call_repeated_hoists_nothing(runner: CudaGraphRunner):
+    x, text, w, one = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4, 4), number(1.0)
+    for _ in range(3):
+        runner([x, text, one], [w])
+    entry = next(iter(runner._entries.values()))
+    assert entry.replay is not None
+    assert entry.replay.hoisted == 0
+
+
+def test_a_replay_with_another_result_is_not_used():
+    def wrong(function: Callable[[], tuple[torch.Tensor, ...]]) -> Any:
+        results = function()
+        return (lambda: results[0].zero_()), results
+
+    runner = CudaGraphRunner(
+        torch_ir.parse_graph(TEXT), record=wrong, pays=lambda *_: True, worth_recording=lambda _: True
+    )
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    for _ in range(4):
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(runner([x, text, number(2.0)], [w])[0], expected(x, text, 2.0, w))
+    assert runner.replays == 0
+    assert "does not give what launching the kernels gives" in runner.reasons[0]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("operation not permitted when stream is capturing"), MemoryError()])
+def test_a_failed_recording_only_costs_its_time(failure: Exception):
+    def fails(_: Any) -> Any:
+        raise RuntimeError(*failure.args)
+
+    runner = CudaGraphRunner(
+        torch_ir.parse_graph(TEXT), record=fails, pays=lambda *_: True, worth_recording=lambda _: True
+    )
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    for _ in range(3):
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(runner([x, text, number(2.0)], [w])[0], expected(x, text, 2.0, w))
+    assert runner.reasons == [str(failure) or "RuntimeError"]
+
+
+def test_a_replay_that_does_not_pay_is_dropped(recorder: Recorder):
+    runner = CudaGraphRunner(
+        torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: False, worth_recording=lambda _: True
+    )
+    for _ in range(4):
+        runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [torch.randn(4, 4)])
+    w = torch.randn(4, 4)
+    for _ in range(4):
+        runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [w])
+    assert (runner.replays, recorder.recordings) == (0, 1)
+
+
+def test_a_freed_input_is_not_taken_for_a_new_one_at_its_place(runner: CudaGraphRunner):
+    w = torch.randn(4, 4)
+    for _ in range(6):
+        # Each text may lie where the one before lay.
+        x, text = torch.randn(3, 4), torch.randn(3, 4)
+        torch.testing.assert_close(runner([x, text, number(1.0)], [w])[0], expected(x, text, 1.0, w))
+        del x, text
+        gc.collect()
+
+
+def test_a_graph_that_draws_random_numbers_is_launched(recorder: Recorder):
+    text = TEXT.replace("aten::mul(%x, %scale)", "aten::rand_like(%x, %none, %none, %none, %none, %none)")
+    runner = CudaGraphRunner(torch_ir.parse_graph(text), record=recorder)
+    for _ in range(3):
+        runner([torch.randn(3, 4), torch.randn(3, 4), number(1.0)], [torch.randn(4, 4)])
+    assert not recorder.recordings
+    assert runner.reasons == ["it draws random numbers"]
+
+
+def test_what_keeps_the_gpu_busy_is_not_recorded(recorder: Recorder):
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, worth_recording=lambda _: False)
+    w = torch.randn(4, 4)
+    for _ in range(4):
+        runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [w])
+    assert not recorder.recordings
+    assert runner.reasons == ["the kernels are long enough for the host to keep up"]
