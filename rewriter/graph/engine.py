@@ -16,7 +16,7 @@ from rewriter.graph.prepare import Prepared
 from rewriter.graph.replace import Replacer
 from rewriter.graph.safety import Safety
 from rewriter.graph.view import Node, View
-from rewriter.graph.worklist import Change, Index, Neighbourhood
+from rewriter.graph.worklist import Change, Index, Tier
 from rewriter.language.conditions import PHASES
 from rewriter.language.rule import RuleSet
 
@@ -124,23 +124,20 @@ class _Engine:
         )
 
     def phase(self, phase: str, patterns: list[Pattern]) -> None:
-        index = Index(patterns)
-        near = Neighbourhood(patterns)
+        benefits = sorted({pattern.rule.benefit for pattern in patterns}, reverse=True)
+        tiers = [Tier([each for each in patterns if each.rule.benefit == benefit]) for benefit in benefits]
         again = True
         while again:
-            roots = (node for op in index.ops for node in self.view.by_op.get(op, ()) if node.alive)
-            pending = collections.deque(sorted(roots, key=_order))
-            waiting = set(pending)
-            near.complete = True
-            while pending:
-                node = pending.popleft()
-                waiting.discard(node)
-                changed = self.visit(node, index, phase) if node.alive else None
+            for tier in tiers:
+                tier.start(self.view)
+            # A rule of more benefit goes first everywhere, not only where both match at one node.
+            while tier := next((tier for tier in tiers if tier.pending), None):
+                node = tier.next()
+                changed = self.visit(node, tier.index, phase) if node.alive else None
                 if changed is not None:
-                    fresh = [node for node in near.readers(changed) if node.op in index.ops and node not in waiting]
-                    pending.extend(fresh)
-                    waiting.update(fresh)
-            again = not near.complete
+                    for each in tiers:
+                        each.look_again(changed)
+            again = not all(tier.near.complete for tier in tiers)
 
     def visit(self, node: Node, index: Index, phase: str) -> Change | None:
         """Applies the first rule that fits, or none."""
@@ -215,10 +212,6 @@ def _device(view: View) -> str:
         if facts is not None:
             return facts.device
     return "cpu"
-
-
-def _order(node: Node) -> float:
-    return node.order
 
 
 def _scope(node: Node) -> str:

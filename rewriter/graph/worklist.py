@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterable
 
 from rewriter.graph.pattern import Pattern
-from rewriter.graph.view import Node, Value
+from rewriter.graph.view import Node, Value, View
 
 # Beyond so many readers of a value, a change near it is not followed to each of them.
 _MANY_READERS = 32
@@ -79,3 +80,35 @@ class Neighbourhood:
             else:
                 self.complete = False
         return kept
+
+
+class Tier:
+    """The patterns of one benefit, and the nodes at which they are still to be tried."""
+
+    def __init__(self, patterns: list[Pattern]) -> None:
+        self.index = Index(patterns)
+        self.near = Neighbourhood(patterns)
+        self.pending: deque[Node] = deque()
+        self.waiting: set[Node] = set()
+
+    def start(self, view: View) -> None:
+        """All nodes that may be roots, in the graph's order."""
+        roots = (node for op in self.index.ops for node in view.by_op.get(op, ()) if node.alive)
+        self.pending = deque(sorted(roots, key=_order))
+        self.waiting = set(self.pending)
+        self.near.complete = True
+
+    def next(self) -> Node:
+        node = self.pending.popleft()
+        self.waiting.discard(node)
+        return node
+
+    def look_again(self, change: Change) -> None:
+        """Adds the nodes where the change may have made a pattern match."""
+        fresh = [node for node in self.near.readers(change) if node.op in self.index.ops and node not in self.waiting]
+        self.pending.extend(fresh)
+        self.waiting.update(fresh)
+
+
+def _order(node: Node) -> float:
+    return node.order

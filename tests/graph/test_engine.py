@@ -45,6 +45,16 @@ def test_benefit_and_the_order_of_the_file(bench: Any, benefit: int, winner: str
     assert bench.check(CHAIN, rules).fired == [winner]
 
 
+def test_benefit_decides_between_matches_that_end_at_different_nodes(bench: Any) -> None:
+    """The shorter match ends first in the graph, and would take the value that the longer one needs."""
+    rules = bench.rules(
+        {"id": "short", "match": "a = aten::sin(x)\nb = aten::cos(a)", "replace": "b = aten::tan(x)"},
+        {"id": "long", "match": "b = aten::cos(a)\ny = aten::exp(b)", "replace": "y = aten::abs(a)", "benefit": 2},
+        {"id": "after", "match": "a = aten::sin(x)\ny = aten::abs(a)", "replace": "y = aten::neg(x)"},
+    )
+    assert bench.check(CHAIN, rules).fired == ["long", "after"]
+
+
 def test_a_rewrite_makes_room_for_another_before_it(bench: Any) -> None:
     """What a rule makes is looked at again, and so is what stands after it."""
     rules = bench.rules(
