@@ -23,6 +23,7 @@ from rewriter.runtime.program import Options, Program, select, summary
 from rewriter.runtime.proof import WrongTrace, check_program, check_trace
 from rewriter.runtime.runner import FunctionRunner, Runner
 from rewriter.runtime.trust import Signature, Trust
+from rewriter.runtime.verdicts import usable
 
 if TYPE_CHECKING:
     from rewriter.graph.conditions import Target
@@ -70,7 +71,7 @@ def build(
             raise WrongTrace(f"the trace does not reproduce eager: {problem}")
     with _timed(seconds, "measure" if options.measure else "rewrite", name):
         target = rewrite_target([*example.flat.tensors, *weights])
-        rewritten, unmeasurable = _rewrite(recording, target, options, [*clones(activations), *weights])
+        rewritten, messages = _rewrite(recording, target, options, [*clones(activations), *weights])
     names = [snapshot.names[slot] for slot in recording.weights]
     prepared = PreparedWeights(rewritten.prepared, names, weights, store)
     runner = _runner(rewritten.graph, target.device)
@@ -82,13 +83,14 @@ def build(
         verify=options.verify,
     )
     program = Program(recording, summary(rewritten), runner, prepared, trust, example.live, target)
-    program.messages = tuple(f"not measured, so not kept: {what}" for what in unmeasurable)
+    program.messages = messages
     if example.expected is not None:
         with _timed(seconds, "verify", name):
             found = check_program(program, example.flat.numbers, snapshot.weights, example.before, example.expected)
         if found.problem:
             raise VerificationError(f"the rewritten graph does not reproduce eager: {found.problem}")
         program.error = found.error
+    prepared.adopt(weights)
     program.seconds = seconds
     return program
 
@@ -133,16 +135,18 @@ def rewrite_target(tensors: Sequence[torch.Tensor]) -> Target:
 def _rewrite(
     recording: Recording, target: Target, options: Options, arguments: Sequence[torch.Tensor]
 ) -> tuple[Rewritten, tuple[str, ...]]:
-    """The rewritten graph, and what could not be measured. `arguments`: inputs of the graph, to time it with."""
+    """The rewritten graph, and what the report says about it. `arguments`: inputs of the graph, to time it with."""
     count = len(recording.weights)
+    rules, left_out = usable(options.rules, target)
     if options.measure:
         from rewriter import measure
 
-        choice = measure.choose(recording.graph, options.rules, weights=count, target=target, arguments=arguments)
-        return choice.rewritten, choice.unmeasurable
+        choice = measure.choose(recording.graph, rules, weights=count, target=target, arguments=arguments)
+        unmeasurable = (f"not measured, so not kept: {what}" for what in choice.unmeasurable)
+        return choice.rewritten, (*left_out, *unmeasurable)
     from rewriter.graph import engine
 
-    return engine.rewrite(recording.graph, options.rules, weights=count, target=target), ()
+    return engine.rewrite(recording.graph, rules, weights=count, target=target), left_out
 
 
 @contextlib.contextmanager

@@ -132,6 +132,7 @@ class Component:
         with self._lock:
             self._retired = True
             self._library.clear()
+            self._store.adoptions.release()
             self.latest = self._reader.snapshot = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

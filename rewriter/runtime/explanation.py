@@ -9,6 +9,7 @@ from rewriter.errors import RewriterError
 from rewriter.runtime.component import Component
 from rewriter.runtime.report_text import table, wrapped
 from rewriter.runtime.session import components_of
+from rewriter.runtime.verdicts import usable
 
 _MOST_LINES = 40
 
@@ -85,7 +86,7 @@ def _explain(name: str, component: Component, rule: str | None) -> ComponentExpl
     from rewriter.graph import engine
 
     program = component.latest or component.programs[-1]
-    rules = component.options.rules
+    rules, _ = usable(component.options.rules, program.target)
     recording = program.recording
     result = engine.rewrite(recording.graph, rules, weights=len(recording.weights), explain=True, target=program.target)
     fired = [Fired(rule=done.rule, site=done.site, scope=done.scope) for done in result.rewrites]

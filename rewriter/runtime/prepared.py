@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rewriter.runtime.adoption import Adoptions, lies_in, places
+
 if TYPE_CHECKING:
     from rewriter.graph.prepare import Prepared
 
@@ -16,10 +18,11 @@ _SAMPLES = 8
 
 
 class PreparedTensor:
-    """The storage of one derived weight."""
+    """The storage of one derived weight. `shared`: the module's own weights lie in it, or it is a view of one."""
 
     def __init__(self) -> None:
         self.tensor: torch.Tensor | None = None
+        self.shared = False
 
     def update(self, fresh: torch.Tensor) -> None:
         """Takes over the values of `fresh`, in the present storage where that fits."""
@@ -40,14 +43,15 @@ class PreparedStore:
 
     def __init__(self) -> None:
         self._known: weakref.WeakValueDictionary[Any, PreparedTensor] = weakref.WeakValueDictionary()
+        self.adoptions = Adoptions()
 
     def get(self, key: Any) -> PreparedTensor:
         """The storage for what `key` (recipe and names of its sources) stands for; empty when new."""
         return self._known.setdefault(key, PreparedTensor())
 
     def bytes(self) -> int:
-        """Memory held by derived weights."""
-        tensors = [item.tensor for item in self._known.values() if item.tensor is not None]
+        """Memory held by derived weights on top of the module's own."""
+        tensors = [item.tensor for item in self._known.values() if item.tensor is not None and not item.shared]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -66,6 +70,8 @@ class PreparedWeights:
         for recipe in recipes:
             keys.append((recipe.function, tuple(keys[source] for source in recipe.sources), recipe.options))
         self._cells = [store.get(key) for key in keys[len(names) :]]
+        self._adoptions = store.adoptions
+        self._adopting = False
         self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})
         self._compute(weights)
@@ -81,20 +87,18 @@ class PreparedWeights:
             self._compute(weights)
         return [cell.tensor for cell in self._cells if cell.tensor is not None]
 
+    def adopt(self, weights: Sequence[torch.Tensor]) -> None:
+        """Moves the module's weights into what was prepared from them, now and whenever they are set anew."""
+        self._adopting = True
+        self._compute(weights)
+
     def _compute(self, weights: Sequence[torch.Tensor]) -> None:
         if not self._recipes:
             return
-        from rewriter.graph import prepare
-
         with self._lock, torch.inference_mode(False), torch.no_grad():
             known = list(weights)
             for recipe, cell in zip(self._recipes, self._cells, strict=True):
-                sources = [known[source] for source in recipe.sources]
-                tensor = prepare.run(recipe, known)
-                # Of a view no copy would be seen to be due, and an update would write through it into the module.
-                if any(tensor.untyped_storage().data_ptr() == s.untyped_storage().data_ptr() for s in sources):
-                    tensor = tensor.clone()
-                cell.update(tensor)
+                self._renew(recipe, cell, known)
                 assert cell.tensor is not None
                 known.append(cell.tensor)
             self._stamps = self._look(weights)
@@ -103,6 +107,26 @@ class PreparedWeights:
             probes = [_probe(weights[source]) for source in self._base if weights[source].device.type == "cpu"]
             self._probes = [[p for p in probes if p.dtype == dtype] for dtype in {p.dtype for p in probes}]
             self._samples = [torch.cat(group) for group in self._probes]
+
+    def _renew(self, recipe: Prepared, cell: PreparedTensor, known: Sequence[torch.Tensor]) -> None:
+        from rewriter.graph import prepare
+
+        sources = [known[source] for source in recipe.sources]
+        parts = None if cell.tensor is None else places(recipe, sources, cell.tensor)
+        if parts is not None and lies_in(sources, parts):
+            cell.shared = True
+            return
+        fresh = prepare.run(recipe, known)
+        if any(fresh.untyped_storage().data_ptr() == s.untyped_storage().data_ptr() for s in sources):
+            cell.tensor, cell.shared = fresh, True
+            return
+        if cell.shared and parts is None:
+            cell.tensor = None
+        cell.shared = False
+        cell.update(fresh)
+        if self._adopting and cell.tensor is not None:
+            parts = places(recipe, sources, cell.tensor)
+            cell.shared = parts is not None and self._adoptions.adopt(cell, sources, parts)
 
     def _look(self, weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
         return [(weights[source].data_ptr(), weights[source]._version) for source in self._base]

@@ -63,11 +63,18 @@ def test_another_dtype_gets_another_storage() -> None:
     assert prepared.refresh(weights)[0].dtype is torch.float16
 
 
-def test_a_recipe_that_changes_nothing_does_not_alias_the_weight() -> None:
+def test_a_recipe_that_only_looks_differently_costs_no_memory_and_follows() -> None:
     weights = [torch.nn.Parameter(torch.randn(4, 3))]
     recipe = Prepared(function="reshape", sources=(0,), options=(("shape", (3, 4)),))
-    prepared = PreparedWeights((recipe,), ("w",), weights, PreparedStore())
-    assert prepared.refresh(weights)[0].data_ptr() != weights[0].data_ptr()
+    store = PreparedStore()
+    prepared = PreparedWeights((recipe,), ("w",), weights, store)
+    assert store.bytes() == 0
+    weights[0].data.add_(1)
+    assert torch.equal(prepared.refresh(weights)[0], weights[0].reshape(3, 4))
+    before = prepared.refresh(weights)[0].clone()
+    weights[0].data = torch.randn(4, 3)
+    assert torch.equal(prepared.refresh(weights)[0], weights[0].reshape(3, 4))
+    assert not torch.equal(before, weights[0].reshape(3, 4))
 
 
 def test_captures_share_what_they_both_need_and_free_it() -> None:
@@ -91,3 +98,63 @@ def test_another_state_of_the_module_computes_anew() -> None:
     weights[0].data.mul_(2)
     assert prepared.refresh(weights, 1)[0][0, 0] == 1
     assert prepared.refresh(weights, 2)[0][0, 0] == 2
+
+
+ORDERED = Prepared(function="channels_last", sources=(0,), options=())
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_adopted_weights_follow_every_change_and_cost_nothing(change: str) -> None:
+    weights, store = sources(), PreparedStore()
+    values = [weight.detach().clone() for weight in weights]
+    prepared = PreparedWeights((CONCAT,), NAMES, weights, store)
+    prepared.adopt(weights)
+    assert store.bytes() == 0
+    assert [torch.equal(weight, value) for weight, value in zip(weights, values, strict=True)] == [True, True]
+    pointer = prepared.refresh(weights)[0].data_ptr()
+    CHANGES[change](weights)
+    joined = prepared.refresh(weights)[0]
+    assert torch.equal(joined, torch.cat(weights))
+    assert joined.data_ptr() == pointer
+    assert store.bytes() == 0
+
+
+def test_adopted_convolutions_keep_their_shape_and_are_given_back_contiguous() -> None:
+    weight, store = torch.nn.Parameter(torch.randn(4, 3, 3, 3)), PreparedStore()
+    value = weight.detach().clone()
+    prepared = PreparedWeights((ORDERED,), ("w",), [weight], store)
+    prepared.adopt([weight])
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(weight, value)
+    weight.data.mul_(2)
+    assert torch.equal(prepared.refresh([weight])[0], 2 * value)
+    store.adoptions.release()
+    assert weight.is_contiguous()
+    assert torch.equal(weight, 2 * value)
+    weight.data.mul_(2)
+    assert torch.equal(prepared.refresh([weight])[0], 4 * value)
+
+
+def test_a_weight_lies_in_one_place_only() -> None:
+    weights, store = sources(), PreparedStore()
+    first = PreparedWeights((CONCAT,), NAMES, weights, store)
+    first.adopt(weights)
+    turned = Prepared(function="concat", sources=(1, 0), options=(("dim", 0),))
+    second = PreparedWeights((turned,), NAMES, weights, store)
+    second.adopt(weights)
+    assert store.bytes() == 96 * 3 * 4
+    weights[0].data.add_(1)
+    assert torch.equal(first.refresh(weights)[0], torch.cat(weights))
+    assert torch.equal(second.refresh(weights)[0], torch.cat(weights[::-1]))
+
+
+def test_a_buffer_and_a_view_of_something_larger_stay_where_they_are() -> None:
+    whole = torch.randn(128, 3)
+    weights = [torch.nn.Parameter(whole[:64]), torch.nn.Parameter(torch.randn(32, 3))]
+    store = PreparedStore()
+    prepared = PreparedWeights((CONCAT,), NAMES, weights, store)
+    prepared.adopt(weights)
+    assert weights[0].data_ptr() == whole.data_ptr()
+    assert store.bytes() == 96 * 3 * 4
+    whole.add_(1)
+    assert torch.equal(prepared.refresh(weights)[0], torch.cat(weights))
