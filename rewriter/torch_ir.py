@@ -176,6 +176,12 @@ def insert_before(graph: Graph, anchor: IRNode, op: str, inputs: Sequence[IRValu
     return node
 
 
+def insert_after(graph: Graph, anchor: IRNode, op: str, inputs: Sequence[IRValue | int]) -> None:
+    """Puts a node without results right after `anchor`. `inputs`: values, and numbers as constants."""
+    values = [insert_constant(graph, each) if isinstance(each, int) else each for each in inputs]
+    graph.create(op, values, 0).insertAfter(anchor)
+
+
 def insert_constant(graph: Graph, value: object) -> IRValue:
     """A constant at the start of the graph, where every node can read it."""
     with graph.insert_point_guard(next(iter(graph.nodes()), graph.return_node())):

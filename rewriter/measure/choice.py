@@ -16,6 +16,7 @@ from rewriter.language.conditions import PHASES
 from rewriter.language.rule import Rule, RuleSet
 from rewriter.measure import whole
 from rewriter.measure.cache import TimingCache
+from rewriter.measure.layouts import record_layouts
 from rewriter.measure.providers import tuned
 from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
 from rewriter.measure.timing import Timing, compare
@@ -23,8 +24,7 @@ from rewriter.measure.timing import Timing, compare
 _log = logging.getLogger("rewriter")
 # What is blocked can make room for another rule, which is measured in its turn.
 _ROUNDS = 4
-_FREE_PHASES = PHASES[:1]
-_MEASURED_PHASES = PHASES[1:]
+_FREE, _LAYOUT, *_LATER = PHASES
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,55 +47,81 @@ def choose(
     """Applies the rules that pay on this machine at the recorded shapes.
 
     `graph` is canonical; its last `weights` inputs are weights. Rules of the canonicalise phase only remove work and
-    are kept unmeasured; every other region is kept if its rewritten form is faster. Rules that change the order of a
-    result in memory are felt by all that follows, so they are kept or left out together. With `arguments` for the
-    graph, whole graphs are timed too, and the fastest is taken.
+    are kept unmeasured; every other region is kept if its rewritten form is faster. With `arguments` for the graph,
+    whole graphs are timed too: rules that change the order of a result in memory are felt by all that follows, so they
+    are kept or left out together, and at the end the fastest graph is taken.
     """
     cache = TimingCache(target.device)
     with tuned(target.device, cache):
-        choice = _choose(graph, rules, weights, target, arguments, cache)
+        choice = _Choice(rules, weights, target, cache).choose(graph, arguments)
     cache.save()
     if target.device == "cuda":
         torch.cuda.empty_cache()
     return choice
 
 
-def _choose(
-    graph: torch_ir.Graph,
-    rules: RuleSet,
-    weights: int,
-    target: Target,
-    arguments: Sequence[torch.Tensor] | None,
-    cache: TimingCache,
-) -> Choice:
-    free = rewrite(graph, rules, weights=weights, phases=_FREE_PHASES, target=target)
-    orders = frozenset(rule.id for rule in rules if _changes_order(rule))
-    choosers = [_Chooser(free.graph, rules, weights, target, cache, orders)]
-    candidates = [choosers[0].run()]
-    if any(done.rule in orders for done in candidates[0].rewrites):
-        fewer = RuleSet(tuple(rule for rule in rules if rule.id not in orders))
-        choosers.append(_Chooser(free.graph, fewer, weights, target, cache, frozenset()))
-        candidates.append(choosers[1].run())
-    if arguments is not None:
-        everything = choosers[0].first
-        nothing = rewrite(free.graph, rules, weights=weights, phases=(), target=target)
-        candidates += [*([everything] if everything is not None else []), nothing]
-        result = whole.fastest(candidates, weights, arguments, target.device, cache)
-    else:
-        result = candidates[0]
-    found = {key: done for chooser in reversed(choosers) for key, done in chooser.seen.items()}
-    kept = {(done.rule, done.origins) for done in result.rewrites}
-    rewritten = dataclasses.replace(
-        result,
-        rewrites=free.rewrites + tuple(dataclasses.replace(done, kept=key in kept) for key, done in found.items()),
-        nodes_before=free.nodes_before,
-        specialised=result.specialised or free.specialised,
-    )
-    unmeasurable = {what: site for chooser in choosers for what, site in chooser.unmeasurable.items()}
-    return Choice(
-        rewritten,
-        tuple(choosers[0].timings.values()),
-        tuple(f"{what} (first at {site})" for what, site in unmeasurable.items()),
+class _Choice:
+    def __init__(self, rules: RuleSet, weights: int, target: Target, cache: TimingCache) -> None:
+        self.rules, self.weights, self.target, self.cache = rules, weights, target, cache
+
+    def choose(self, graph: torch_ir.Graph, arguments: Sequence[torch.Tensor] | None) -> Choice:
+        free = self.rewrite(None, self.rules, _FREE, graph=graph)
+        base, rules, left_out = free, self.rules, ()
+        if arguments is not None:
+            base, rules, left_out = self.ordered(free, arguments)
+        phases = (_LAYOUT, *_LATER) if base is free else tuple(_LATER)
+        regions = _Regions(base.graph, rules, self.weights + len(base.prepared), self.target, self.cache, phases)
+        best = regions.run()
+        result, found = _joined(base, best), regions.found(best)
+        if arguments is not None and regions.first is not None:
+            whole_graphs = [result, _joined(base, regions.first), free]
+            result = whole.fastest(whole_graphs, self.weights, arguments, self.target.device, self.cache)
+            if result is free:
+                left_out = tuple(
+                    dataclasses.replace(done, kept=False) for done in (*left_out, *base.rewrites[len(free.rewrites) :])
+                )
+                found = tuple(dataclasses.replace(done, kept=False) for done in found)
+            elif result is whole_graphs[1]:
+                found = regions.found(regions.first)
+        kept = free.rewrites if result is free else base.rewrites
+        unmeasurable = tuple(f"{what} (first at {site})" for what, site in regions.unmeasurable.items())
+        rewritten = dataclasses.replace(result, rewrites=(*kept, *left_out, *found))
+        return Choice(rewritten, tuple(regions.timings.values()), unmeasurable)
+
+    def ordered(
+        self, free: Rewritten, arguments: Sequence[torch.Tensor]
+    ) -> tuple[Rewritten, RuleSet, tuple[Rewrite, ...]]:
+        """The graph to go on from, with the rules that change memory orders applied or left out; the rules that
+        remain, and the rewrites that were left out."""
+        orders = frozenset(rule.id for rule in self.rules if _changes_order(rule))
+        laid = self.rewrite(free, self.rules, _LAYOUT)
+        if not any(done.rule in orders for done in laid.rewrites):
+            return free, self.rules, ()
+        fewer = RuleSet(tuple(rule for rule in self.rules if rule.id not in orders))
+        ways = [self.rewrite(laid, self.rules, *_LATER), self.rewrite(free, fewer, _LAYOUT, *_LATER)]
+        if whole.fastest(ways, self.weights, arguments, self.target.device, self.cache) is ways[1]:
+            left_out = (dataclasses.replace(done, kept=False) for done in laid.rewrites if done.rule in orders)
+            return free, fewer, tuple(left_out)
+        record_layouts(laid.graph, whole.inputs(laid, self.weights, arguments))
+        return laid, self.rules, ()
+
+    def rewrite(
+        self, before: Rewritten | None, rules: RuleSet, *phases: str, graph: torch_ir.Graph | None = None
+    ) -> Rewritten:
+        if before is None:
+            return rewrite(graph, rules, weights=self.weights, phases=phases, target=self.target)
+        weights = self.weights + len(before.prepared)
+        return _joined(before, rewrite(before.graph, rules, weights=weights, phases=phases, target=self.target))
+
+
+def _joined(first: Rewritten, second: Rewritten) -> Rewritten:
+    """`second`, made from the graph of `first`, as one rewriting of what `first` was made from."""
+    return dataclasses.replace(
+        second,
+        rewrites=first.rewrites + second.rewrites,
+        prepared=first.prepared + second.prepared,
+        specialised=first.specialised or second.specialised,
+        nodes_before=first.nodes_before,
     )
 
 
@@ -104,8 +130,8 @@ def _changes_order(rule: Rule) -> bool:
     return any("prepare::channels_last" in statement.ops for statement in rule.prepare)
 
 
-class _Chooser:
-    """Finds the regions that pay, one by one. Regions of the rules in `exempt` alone are kept unmeasured."""
+class _Regions:
+    """Finds the regions that pay, one by one."""
 
     def __init__(
         self,
@@ -114,14 +140,14 @@ class _Chooser:
         weights: int,
         target: Target,
         cache: TimingCache,
-        exempt: frozenset[str],
+        phases: tuple[str, ...],
     ) -> None:
         self.graph = graph
         self.rules = rules
         self.weights = weights
         self.target = target
         self.cache = cache
-        self.exempt = exempt
+        self.phases = phases
         self.first: Rewritten | None = None
         self.original = View(graph, weights)
         self.nodes = {origin: node for node in self.original.nodes for origin in node.origins}
@@ -136,7 +162,7 @@ class _Chooser:
                 self.graph,
                 self.rules,
                 weights=self.weights,
-                phases=_MEASURED_PHASES,
+                phases=self.phases,
                 target=self.target,
                 blocked=blocked,
             )
@@ -150,6 +176,11 @@ class _Chooser:
             _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
         return rewrite(self.graph, self.rules, weights=self.weights, phases=(), target=self.target)
 
+    def found(self, result: Rewritten) -> tuple[Rewrite, ...]:
+        """Every rewrite that was seen, kept where it is one of `result`."""
+        kept = {(done.rule, done.origins) for done in result.rewrites}
+        return tuple(dataclasses.replace(done, kept=key in kept) for key, done in self.seen.items())
+
     def losing(self, result: Rewritten) -> Blocked:
         blocked: set[tuple[str, int]] = set()
         made: dict[int, list[Node]] = {}
@@ -158,8 +189,6 @@ class _Chooser:
                 for origin in node.origins:
                     made.setdefault(origin, []).append(node)
         for origins, rewrites in regions(result.rewrites):
-            if self.exempt.issuperset(done.rule for done in rewrites):
-                continue
             after = list({id(node): node for origin in origins for node in made.get(origin, ())}.values())
             if not self.pays(origins, after, rewrites):
                 blocked |= {(done.rule, origin) for done in rewrites for origin in done.origins}

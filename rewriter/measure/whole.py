@@ -40,10 +40,16 @@ def fastest(
     return candidates[times.index(min(times))]
 
 
-def _call(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]) -> Callable[[], Any]:
+def inputs(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The arguments with the candidate's prepared weights after them."""
     first = len(arguments) - weights
     tensors = list(arguments[first:])
     for recipe in candidate.prepared:
         tensors.append(prepare.run(recipe, tensors))
+    return [*arguments[:first], *tensors]
+
+
+def _call(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]) -> Callable[[], Any]:
+    given = inputs(candidate, weights, arguments)
     function = torch_ir.function_from_graph(candidate.graph)
-    return lambda: function(*arguments[:first], *tensors)
+    return lambda: function(*given)

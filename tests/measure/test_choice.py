@@ -80,7 +80,7 @@ def test_inputs_have_the_shapes_that_were_recorded(monkeypatch: pytest.MonkeyPat
             shapes.append([plan.shape for plan in region.plans if isinstance(plan, TensorPlan)])
         return Timing(before=2.0, after=1.0)
 
-    monkeypatch.setattr(choice._Chooser, "time", timed)
+    monkeypatch.setattr(choice._Regions, "time", timed)
     q, kv = torch.randn(2, 5, 3, 4), torch.randn(2, 9, 3, 4)
     graph, weights = traced(Crossing(), q, kv, kv + 1)
     assert kept(graph, len(weights), RuleSet((load_rules()["attention-tokens"],))) == {"attention-tokens": True}
