@@ -34,12 +34,12 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# mypy does not follow the mapping of ops/, rules/ and schemas/ into `rewriter`, so it is shown links laid out that way.
+# mypy does not follow the mapping of ops/, rules/, csrc/ and schemas/ into `rewriter`, so it is shown links laid out that way.
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/rewriter
-	@ln -s $(CURDIR)/rewriter/* $(CURDIR)/ops $(CURDIR)/rules $(CURDIR)/schemas $(TYPED)/rewriter/
+	@ln -s $(CURDIR)/rewriter/* $(CURDIR)/ops $(CURDIR)/rules $(CURDIR)/csrc $(CURDIR)/schemas $(TYPED)/rewriter/
 	cd $(TYPED) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p rewriter
 
 clean:

@@ -1,6 +1,19 @@
 """The `rewriter::*` ops. Importing this package registers all of them with torch."""
 
-from rewriter.ops import activation, attention, conv, dispatch, group_norm, layer_norm, linear, providers, registry
+from rewriter.ops import (
+    activation,
+    attention,
+    blend,
+    conv,
+    dispatch,
+    group_norm,
+    layer_norm,
+    linear,
+    linear_cat,
+    providers,
+    registry,
+    rotary,
+)
 from rewriter.ops.registry import OPS, Op, Provider
 
 __all__ = [
@@ -9,11 +22,14 @@ __all__ = [
     "Provider",
     "activation",
     "attention",
+    "blend",
     "conv",
     "dispatch",
     "group_norm",
     "layer_norm",
     "linear",
+    "linear_cat",
     "providers",
     "registry",
+    "rotary",
 ]

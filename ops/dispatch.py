@@ -67,11 +67,17 @@ _REFERENCE = Choice(registry.REFERENCE)
 
 
 def candidates(op: Op, arguments: tuple[Any, ...]) -> list[Choice]:
-    """Every provider that takes the call, with each of its configs; the reference is the last."""
-    found = [
-        Choice(name, config)
+    """Every provider worth timing for the call, with each of its configs; the reference is the last."""
+    able = {
+        name: provider
         for name, provider in op.providers.items()
         if name != registry.REFERENCE and provider.supports(*arguments) is None
+    }
+    spared = {name for provider in able.values() for name in provider.instead_of}
+    found = [
+        Choice(name, config)
+        for name, provider in able.items()
+        if name not in spared
         for config in provider.configs(*arguments)
     ]
     return [*found, _REFERENCE]

@@ -14,8 +14,9 @@ Optional = torch.Tensor | None
 
 
 def _normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
-    # Not F.group_norm: it refuses a group of one element, which the traced op accepts.
-    return torch.group_norm(widen(x), groups, widen(weight), widen(bias), eps)
+    # Not F.group_norm: it refuses a group of one element, which the traced op accepts. Not channels last: torch takes
+    # mean(x * x) - mean(x)**2 for the variance there on a CPU, which a large mean leaves few digits of.
+    return torch.group_norm(widen(x).contiguous(), groups, widen(weight), widen(bias), eps)
 
 
 def group_norm(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
@@ -32,7 +33,7 @@ def group_norm_silu(x: torch.Tensor, groups: int, weight: Optional, bias: Option
     return laid_out_like(F.silu(_normalised(x, groups, weight, bias, eps)).to(x.dtype), x)
 
 
-def _sum(x: torch.Tensor, channel_bias: Optional, addend: Optional) -> torch.Tensor:
+def added(x: torch.Tensor, channel_bias: Optional, addend: Optional) -> torch.Tensor:
     """x + channel_bias[:, None, ...] + addend, rounded once, in the dtype that they promote to."""
     terms = [x]
     if channel_bias is not None:
@@ -40,7 +41,7 @@ def _sum(x: torch.Tensor, channel_bias: Optional, addend: Optional) -> torch.Ten
     if addend is not None:
         terms.append(addend)
     if len(terms) == 1:
-        raise ValueError("add_group_norm needs a channel bias or an addend, found neither")
+        raise ValueError("a group norm of a sum needs a channel bias or an addend, found neither")
     dtype = functools.reduce(torch.promote_types, (term.dtype for term in terms))
     return functools.reduce(torch.add, map(widen, terms)).to(dtype)
 
@@ -60,7 +61,7 @@ def add_group_norm(
     x, or None, is a time embedding [N, C, 1, 1] or a residual like x. The rest as in `group_norm`; both results have
     the dtype of the sum. Raises ValueError where there is nothing to add.
     """
-    total = _sum(x, channel_bias, addend)
+    total = added(x, channel_bias, addend)
     return group_norm(total, groups, weight, bias, eps), total
 
 
@@ -74,8 +75,24 @@ def add_group_norm_silu(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(silu(group_norm(total)), total); operands and results as in `add_group_norm`."""
-    total = _sum(x, channel_bias, addend)
+    total = added(x, channel_bias, addend)
     return group_norm_silu(total, groups, weight, bias, eps), total
+
+
+def sum_group_norm_silu(
+    x: torch.Tensor,
+    channel_bias: Optional,
+    addend: Optional,
+    groups: int,
+    weight: Optional,
+    bias: Optional,
+    eps: float,
+) -> torch.Tensor:
+    """The first result of `add_group_norm_silu`, for who needs no sum: its kernels need not write it.
+
+    The sum is rounded as it would be kept.
+    """
+    return group_norm_silu(added(x, channel_bias, addend), groups, weight, bias, eps)
 
 
 _SUM = "Tensor x, Tensor? channel_bias, Tensor? addend"
@@ -84,3 +101,4 @@ define(f"group_norm(Tensor x, {_NORM}) -> Tensor", group_norm)
 define(f"group_norm_silu(Tensor x, {_NORM}) -> Tensor", group_norm_silu)
 define(f"add_group_norm({_SUM}, {_NORM}) -> (Tensor, Tensor)", add_group_norm)
 define(f"add_group_norm_silu({_SUM}, {_NORM}) -> (Tensor, Tensor)", add_group_norm_silu)
+define(f"sum_group_norm_silu({_SUM}, {_NORM}) -> Tensor", sum_group_norm_silu)

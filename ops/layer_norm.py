@@ -69,9 +69,30 @@ def gate_add(x: torch.Tensor, gate: torch.Tensor, y: torch.Tensor) -> torch.Tens
     return torch.addcmul(widen(x), widen(gate), widen(y)).to(dtype)
 
 
+def gate_add_layer_norm_modulate(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    y: torch.Tensor,
+    shape: list[int],
+    weight: Optional,
+    bias: Optional,
+    eps: float,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(layer_norm_modulate(total, ...), total) where total is gate_add(x, gate, y), the step between two blocks."""
+    total = gate_add(x, gate, y)
+    return layer_norm_modulate(total, shape, weight, bias, eps, scale, shift), total
+
+
 _NORM = "int[] shape, Tensor? weight, Tensor? bias, float eps"
 define(f"layer_norm(Tensor x, {_NORM}) -> Tensor", layer_norm)
 define(f"add_layer_norm(Tensor x, Tensor residual, {_NORM}) -> (Tensor, Tensor)", add_layer_norm)
 define(f"layer_norm_modulate(Tensor x, {_NORM}, Tensor scale, Tensor shift) -> Tensor", layer_norm_modulate)
+define(
+    f"gate_add_layer_norm_modulate(Tensor x, Tensor gate, Tensor y, {_NORM}, Tensor scale, Tensor shift)"
+    " -> (Tensor, Tensor)",
+    gate_add_layer_norm_modulate,
+)
 define("rms_norm(Tensor x, int[] shape, Tensor? weight, float? eps) -> Tensor", rms_norm)
 define("gate_add(Tensor x, Tensor gate, Tensor y) -> Tensor", gate_add)

@@ -6,8 +6,9 @@ import functools
 import importlib
 import importlib.util
 
-# Imported on first need: triton alone takes longer to import than all of `rewriter`.
-_PACKAGES = {"triton": "rewriter.ops.triton", "cuda": "rewriter.ops.cuda"}
+# Imported on first need: triton alone takes longer to import than all of `rewriter`. Where nothing is measured the
+# earlier package is preferred.
+_PACKAGES = {"cuda": "rewriter.ops.cuda.bind", "triton": "rewriter.ops.triton"}
 
 
 @functools.cache

@@ -32,12 +32,14 @@ class Provider:
     """One implementation of an op.
 
     fn: takes the op's arguments and then a config's keywords. supports: see `Support`. configs: the op's arguments ->
-    the configs worth timing for such a call, at least one, the best guess first.
+    the configs worth timing for such a call, at least one, the best guess first. instead_of: providers that need not be
+    timed for a call that this one takes.
     """
 
     fn: Kernel
     supports: Support
     configs: Callable[..., Sequence[Config]] = _plain
+    instead_of: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,13 +81,18 @@ def define(schema: str, reference: Kernel, fake: Kernel | None = None) -> Op:
 
 
 def provide(
-    name: str, provider: str, fn: Kernel, supports: Support, configs: Callable[..., Sequence[Config]] = _plain
+    name: str,
+    provider: str,
+    fn: Kernel,
+    supports: Support,
+    configs: Callable[..., Sequence[Config]] = _plain,
+    instead_of: tuple[str, ...] = (),
 ) -> None:
     """Adds a provider to an op. Raises OpError for an unknown op or a provider that exists."""
     providers = find(name).providers
     if provider in providers:
         raise OpError(f"rewriter::{name} has a provider {provider!r} already")
-    providers[provider] = Provider(fn=fn, supports=supports, configs=configs)
+    providers[provider] = Provider(fn=fn, supports=supports, configs=configs, instead_of=instead_of)
 
 
 def find(name: str) -> Op:

@@ -1,53 +1,63 @@
-"""`rewriter bench TARGET`: one network of a pipeline, run in every way that there is."""
+"""`rewriter bench TARGET`: a denoising step, run in every way that there is."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rewriter.cli import targets
-from rewriter.cli.output import FINDINGS, OK, clean_stdout, complain, print_json, progress, table, whole_number
+from rewriter.cli.output import (
+    FINDINGS,
+    OK,
+    WrongUsage,
+    clean_stdout,
+    complain,
+    print_json,
+    progress,
+    whole_number,
+)
 
 if TYPE_CHECKING:
-    import torch
+    from typing import TypeAlias
 
-    from rewriter.cli.modes import Prepare
-    from rewriter.cli.targets import Step
-    from rewriter.cli.timing import Times
+    from rewriter.bench.modes import Mode
+    from rewriter.bench.outcome import Outcome
+    from rewriter.bench.single import Wanted
+    from rewriter.bench.step import Step
     from rewriter.language import RuleSet
+    from rewriter.models import Target
+
+    Notice: TypeAlias = Callable[[Outcome], None]
 
 NAME = "bench"
 SUMMARY = "eager, CUDA graph, torch.compile and rewriter side by side"
 DESCRIPTION = """\
-Runs one network of a pipeline on the inputs that it gets there, in one process and in turn: eagerly, rewritten, on
-CUDA also as a CUDA graph and with torch.compile. Shows the median time of a call with the span of the middle 80 %,
-the speed relative to eager, the time until the first result, the memory needed on top of the weights, and the
-relative L2 error against eager. The exit status is 1 if a mode failed or the rewritten network fell back to eager.
+Runs one step of a pipeline's loop in one process, with the same weights and inputs: eagerly, as a CUDA graph, with
+torch.compile (weights channels-last, CUDA graphs) and rewritten. Each call gets a new sample and timestep; text and
+other conditions stay the same, as in a pipeline. With a ControlNet the step is both networks.
+
+MEDIAN is of a call among calls back to back, with the span of the middle 80 %. SPEED is relative to eager.
+FIRST is the time from nothing to the first result, READY to the end of the last call that still took more than twice
+the median. PEAK is the most memory allocated from the start, RESERVED what stays reserved while running, both in all
+and relative to eager; ON TOP is what a process on a CPU needed in addition. Errors are relative L2 errors, against
+eager and against the same weights in float32; beside the latter stands the ratio to eager's own. The exit status is 1
+if a mode failed or a network fell back to eager.
 """
 EXAMPLE = "rewriter bench sd15-tiny --seconds 10"
-EAGER = "eager"
-REWRITER = "rewriter"
-
-
-@dataclasses.dataclass(kw_only=True)
-class Result:
-    """What is known of one mode: figures, or the reason why there are none."""
-
-    name: str
-    failure: str | None = None
-    ready_seconds: float | None = None
-    peak_bytes: int | None = None
-    error: float | None = None
-    times: Times | None = None
+_SIZES = ("batch", "height", "width")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     targets.add_arguments(parser)
+    parser.add_argument("--component", metavar="NAME", help="one network to time (default: all that run in every step)")
     parser.add_argument(
-        "--component", metavar="NAME", help="the network to time (default: the one that runs in every step)"
+        "--modes",
+        metavar="M,M",
+        help="of eager, graph, graph-nhwc, rewriter, rewriter-again, compile, compile-nchw "
+        "(default: eager,graph,rewriter,compile; on a CPU eager,rewriter)",
     )
     parser.add_argument("--batch", type=whole_number, metavar="N", help="rows that the denoiser sees (default: 2)")
     parser.add_argument(
@@ -59,9 +69,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     targets.add_rules(parser)
     parser.add_argument("--seconds", type=_positive, default=20.0, help="about how long to time (default: 20)")
     parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="also time torch.compile on a CPU, which needs a C++ compiler",
+        "--error",
+        choices=("eager", "f32"),
+        help="what results are compared with; f32 is compared with in addition (default: f32 on CUDA, else eager)",
+    )
+    parser.add_argument("--profile", action="store_true", help="also find the kernels that rewriter's time goes to")
+    parser.add_argument("--ablate", action="store_true", help="also leave out one rule at a time: what is each worth?")
+    parser.add_argument(
+        "--shapes",
+        type=_shapes,
+        metavar="WxH,WxH",
+        help="instead, a row for each of these sizes of the picture in pixels, such as 512x512,768x1152",
+    )
+    parser.add_argument(
+        "--batches", type=_batches, metavar="N,N", help="instead, a row for each of these batches, at every size"
+    )
+    parser.add_argument(
+        "--pipeline", action="store_true", help="instead, time the whole pipeline: modes eager, compile, rewriter"
+    )
+    parser.add_argument(
+        "--steps", type=whole_number, default=30, metavar="N", help="of the whole pipeline (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, metavar="DIR", help="write bench.json, table.md, plot.png and profile.txt here"
     )
 
 
@@ -69,130 +99,153 @@ def run(arguments: argparse.Namespace) -> int:
     """Times the modes. Returns 0, or 1 if one failed or fell back to eager."""
     with clean_stdout():
         rules = targets.rules(arguments)
-        sizes = {name: getattr(arguments, name) for name in ("batch", "height", "width") if getattr(arguments, name)}
-        step = targets.step_of(targets.load(arguments), arguments.component, sizes)
-        results, report = _measure(step, rules, arguments)
-    failures = _failures(results, report)
+        outcome = _bench(targets.load(arguments), rules, arguments)
     if arguments.json:
-        print_json(_document(step, arguments, results, report))
+        from rewriter.bench.document import plain
+
+        print_json(plain(outcome.document))
     else:
-        print(f"{arguments.target}: {step.component} on {step.device}, {step.description}")
-        print(_table(results))
-    for failure in failures:
+        print(outcome.text())
+    for failure in outcome.failures:
         complain(failure)
-    return FINDINGS if failures else OK
+    return FINDINGS if outcome.failures else OK
 
 
-def _measure(step: Step, rules: RuleSet, arguments: argparse.Namespace) -> tuple[list[Result], dict[str, Any]]:
-    """The results of all modes, and the report of the rewritten network."""
-    import rewriter
-    from rewriter.cli import modes, timing
+def _bench(target: Target, rules: RuleSet, arguments: argparse.Namespace) -> Outcome:
+    _conflicts(arguments)
+    with progress("timing") as bar:
 
-    call = (step.module, step.method, step.args, step.kwargs)
-    rewritten, prepare_rewritten = modes.rewritten(*call, rules=rules)
-    prepares: dict[str, Prepare] = {EAGER: modes.eager(*call)}
-    if step.device.type == "cuda":
-        prepares["eager + CUDA graph"] = modes.graphed(*call)
-        prepares["torch.compile + CUDA graph"] = modes.compiled(*call)
-    elif arguments.compile:
-        prepares["torch.compile"] = modes.compiled(*call)
-    prepares[REWRITER] = prepare_rewritten
+        def notice(outcome: Outcome) -> None:
+            bar.update()
+            if arguments.out is not None:
+                _write(outcome, arguments.out)
 
-    results = {name: Result(name=name) for name in prepares}
-    calls = _ready(prepares, results, step.device)
-    if EAGER in calls:
-        with progress("timing", 100) as bar:
-            times = timing.compare(
-                calls, step.device, seconds=arguments.seconds, advance=lambda share: bar.update(share * 100)
-            )
-        for name, measured in times.items():
-            results[name].times = measured
-    report = {} if REWRITER not in calls else rewriter.report(rewritten).to_dict()
-    return list(results.values()), report
+        if arguments.pipeline:
+            return _pipeline(target, rules, arguments, notice)
+        if arguments.shapes or arguments.batches:
+            return _by_shape(target, rules, arguments, notice)
+        step = _step(target, arguments, _sizes(arguments))
+        del target  # its other networks need not take memory
+        return _one_step(step, rules, arguments, notice)
 
 
-def _ready(
-    prepares: dict[str, Prepare], results: dict[str, Result], device: torch.device
-) -> dict[str, Callable[[], Any]]:
-    """Prepares each mode and compares its first result with eager's; notes what fails. Returns those that work."""
-    from rewriter.cli import modes, timing
+def _one_step(step: Step, rules: RuleSet, arguments: argparse.Namespace, notice: Notice) -> Outcome:
+    from rewriter.bench.ablation import Worth, ablate, worth_rows
+    from rewriter.bench.document import plain
+    from rewriter.bench.single import bench_step
 
-    calls: dict[str, Callable[[], Any]] = {}
-    reference = None
-    with progress("preparing", len(prepares)) as bar:
-        for name, prepare in prepares.items():
-            bar.set_description(f"preparing {name}")
-            result = results[name]
-            try:
-                call, readied = timing.ready(prepare, device)
-                if name == EAGER:
-                    reference = modes.detached(readied.output)
-                # A network that was just optimised returns eager's own result from its first call.
-                result.error = modes.relative_error(call(), reference)
-            except Exception as error:  # a mode that fails is a result of its own, whatever the library raised
-                result.failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-                continue
-            finally:
-                bar.update()
-            result.ready_seconds, result.peak_bytes = readied.seconds, readied.peak_bytes
-            calls[name] = call
-    return calls
+    outcome = bench_step(arguments.target, step, _modes(arguments, step), rules, _wanted(arguments, step), notice)
+    if not arguments.ablate:
+        return outcome
+    tables = outcome.tables
+
+    def update(found: list[Worth], planned: int) -> None:
+        heading = f"what each rule adds to the others ({len(found)} of {planned} rules)"
+        outcome.tables = [*tables, (heading, worth_rows(found))]
+        outcome.document["ablation"] = [plain(worth) for worth in found]
+        notice(outcome)
+
+    ablate(step, rules, seconds=arguments.seconds, notice=update)
+    return outcome
 
 
-def _failures(results: list[Result], report: dict[str, Any]) -> list[str]:
-    failures = [f"{result.name}: {result.failure}" for result in results if result.failure]
-    for component in report.get("components", {}).values():
-        if component["status"] == "eager":
-            failures.append(f"rewriter ran {component['name']} eagerly: {component['reason']}")
-    return failures
+def _by_shape(target: Target, rules: RuleSet, arguments: argparse.Namespace, notice: Notice) -> Outcome:
+    from rewriter.bench.shapes import Shape, bench_shapes
+    from rewriter.models.targets import picture_size
+
+    height, width = picture_size(target.pipeline, target.denoiser, target.call)
+    extents = arguments.shapes or [(arguments.width or width, arguments.height or height)]
+    shapes = [
+        Shape(width=width, height=height, batch=batch)
+        for width, height in extents
+        for batch in arguments.batches or [arguments.batch or 2]
+    ]
+    steps = [
+        (shape, _step(target, arguments, {"batch": shape.batch, "height": shape.height, "width": shape.width}))
+        for shape in shapes
+    ]
+    first = steps[0][1]
+    return bench_shapes(arguments.target, steps, _modes(arguments, first), rules, _wanted(arguments, first), notice)
 
 
-def _table(results: list[Result]) -> str:
-    rows = [("MODE", "MEDIAN", "10..90 %", "SPEED", "READY", "MEMORY", "ERROR")]
-    for result in results:
-        times = result.times
-        if result.failure or times is None:
-            rows.append((result.name, "failed", "", "", "", "", ""))
-            continue
-        rows.append(
-            (
-                result.name,
-                f"{times.median * 1e3:.3f} ms",
-                f"{times.low * 1e3:.3f}..{times.high * 1e3:.3f}",
-                f"{times.speed:.2f}x",
-                f"{result.ready_seconds:.1f} s",
-                "unknown" if result.peak_bytes is None else f"{result.peak_bytes / 2**20:.0f} MiB",
-                f"{result.error:.1e}",
-            )
+def _pipeline(target: Target, rules: RuleSet, arguments: argparse.Namespace, notice: Notice) -> Outcome:
+    from rewriter.bench import pipelines
+    from rewriter.bench.modes import EAGER, REWRITER
+
+    keys = arguments.modes.split(",") if arguments.modes else [EAGER, REWRITER]
+    if unknown := [key for key in keys if key not in pipelines.MODES]:
+        raise WrongUsage(
+            f"--modes: found {unknown[0]!r}, expected some of {', '.join(pipelines.MODES)} with --pipeline"
         )
-    return table(rows, right=frozenset(range(1, 7)))
+    return pipelines.bench_pipeline(
+        target,
+        keys,
+        rules,
+        lambda rows: targets.whole_step_of(target, {"batch": rows}),
+        steps=arguments.steps,
+        seconds=arguments.seconds,
+        notice=notice,
+    )
 
 
-def _document(
-    step: Step, arguments: argparse.Namespace, results: list[Result], report: dict[str, Any]
-) -> dict[str, Any]:
-    import math
-    import platform
-
-    import torch
-
-    modes = []
-    for result in results:
-        entry = dataclasses.asdict(result)
-        if result.error is not None and not math.isfinite(result.error):
-            entry["error"] = str(result.error)
-        modes.append(entry)
-    on_cuda = step.device.type == "cuda"
-    return {
-        "target": arguments.target,
-        "component": step.component,
-        "inputs": step.description,
-        "device": torch.cuda.get_device_name(step.device) if on_cuda else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "modes": modes,
-        "report": report,
+def _conflicts(arguments: argparse.Namespace) -> None:
+    """Raises WrongUsage for options that would have no effect."""
+    by_shape = bool(arguments.shapes or arguments.batches)
+    wrong = {
+        "--ablate": arguments.ablate and (by_shape or arguments.pipeline),
+        "--profile": arguments.profile and (by_shape or arguments.pipeline),
+        "--shapes and --batches": by_shape and arguments.pipeline,
+        "--component": arguments.component and arguments.pipeline,
+        "--batch, --height and --width": arguments.pipeline and _sizes(arguments),
     }
+    for option, found in wrong.items():
+        if found:
+            raise WrongUsage(f"{option}: no use with {'--pipeline' if arguments.pipeline else '--shapes or --batches'}")
+
+
+def _step(target: Target, arguments: argparse.Namespace, sizes: dict[str, int]) -> Step:
+    if arguments.component:
+        return targets.step_of(target, arguments.component, sizes)
+    return targets.whole_step_of(target, sizes)
+
+
+def _sizes(arguments: argparse.Namespace) -> dict[str, int]:
+    return {name: getattr(arguments, name) for name in _SIZES if getattr(arguments, name)}
+
+
+def _wanted(arguments: argparse.Namespace, step: Step) -> Wanted:
+    from rewriter.bench.single import Wanted
+
+    kind = arguments.error or ("f32" if step.device.type == "cuda" else "eager")
+    return Wanted(seconds=arguments.seconds, f32=kind == "f32", profile=arguments.profile)
+
+
+def _write(outcome: Outcome, folder: pathlib.Path) -> None:
+    try:
+        outcome.write(folder)
+    except OSError as error:
+        raise WrongUsage(f"--out: cannot write to the folder {folder}: {error.strerror}") from error
+
+
+def _modes(arguments: argparse.Namespace, step: Step) -> list[Mode]:
+    from rewriter.bench import modes
+
+    keys = arguments.modes.split(",") if arguments.modes else modes.usual(step.device)
+    try:
+        return modes.of(keys, step.device)
+    except ValueError as error:
+        raise WrongUsage(f"--modes: {error}") from error
+
+
+def _shapes(text: str) -> list[tuple[int, int]]:
+    pairs = [part.split("x") for part in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected widths and heights such as 512x512,768x1152")
+    return [(whole_number(width), whole_number(height)) for width, height in pairs]
+
+
+def _batches(text: str) -> list[int]:
+    return [whole_number(part) for part in text.split(",")]
 
 
 def _positive(text: str) -> float:

@@ -17,6 +17,8 @@ SUMMARY = "validate and lint rule files"
 DESCRIPTION = """\
 Validates and lints rule files: YAML, the rule format, and every rule against the ops that are registered here.
 Each file is checked by itself; files without errors are then checked together, as one set of rules.
+Then a few operands are drawn from each rule's `inputs` and `dims`, and the rule has to fire on its own pattern; whether
+it is right is for `rewriter test`.
 Prints every error as FILE:LINE:COLUMN: rule ID: problem. The exit status is 1 if there is one.
 """
 EXAMPLE = "rewriter check rules/default/norm.yaml my-rules.yaml"
@@ -52,12 +54,17 @@ def _check(files: list[str]) -> tuple[list[RuleError], int]:
     sets: list[RuleSet] = []
     with progress("checking", len(files)) as bar:
         from rewriter.language import load_rules
+        from rewriter.proof.entry import unprovable
 
         for file in files:
             try:
-                sets.append(load_rules(pathlib.Path(file)))
+                rules = load_rules(pathlib.Path(file))
             except RuleError as error:
                 errors.append(error)
+            else:
+                unproved = [error for error in map(unprovable, rules) if error is not None]
+                errors += unproved
+                sets += [] if unproved else [rules]
             bar.update()
         if len(sets) > 1:
             try:

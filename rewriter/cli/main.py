@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rewriter.cli import bench, check, demo, explain, rules
+from rewriter.cli import bench, check, demo, explain, rules, test
 from rewriter.cli.output import FINDINGS, INTERRUPTED, USAGE, WrongUsage, complain
 from rewriter.errors import RewriterError, RuleError, UnknownTarget
 
-_COMMANDS = (demo, check, rules, explain, bench)
+_COMMANDS = (demo, check, rules, explain, test, bench)
 _EPILOG = """\
-exit status: 0 all is well, 1 there are findings, 2 wrong usage
+exit status: 0 all is well, 1 there are findings, 2 wrong usage, 3 not everything could be tried
 
 example:
   rewriter demo
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0 all is well, 1 findings, 2 wrong usage, 130 interrupted."""
+    """Runs one command. Returns 0 all is well, 1 findings, 2 wrong usage, 3 incomplete, 130 interrupted."""
     parsed = build_parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)

@@ -14,6 +14,7 @@ from rewriter.errors import RewriterError
 OK = 0
 FINDINGS = 1
 USAGE = 2
+INCOMPLETE = 3
 INTERRUPTED = 130
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +12,11 @@ from rewriter.errors import RewriterError, UnknownTarget
 if TYPE_CHECKING:
     import torch
 
+    from rewriter.bench.step import Step
     from rewriter.language import RuleSet
     from rewriter.models import Target
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """One call of one network: `getattr(module, method)(*args, **kwargs)`."""
-
-    component: str
-    module: torch.nn.Module
-    method: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    device: torch.device
-
-    @property
-    def description(self) -> str:
-        """The dtype and shape of the first tensor, which is the sample or the text."""
-        tensors = [value for value in (*self.args, *self.kwargs.values()) if hasattr(value, "shape")]
-        return f"{str(tensors[0].dtype).removeprefix('torch.')} {list(tensors[0].shape)}" if tensors else "no tensors"
 
 
 class _Recorded(BaseException):
@@ -119,6 +101,28 @@ def step_of(target: Target, component: str | None, sizes: dict[str, int]) -> Ste
     return _recorded(target, name, module, sizes)
 
 
+def whole_step_of(target: Target, sizes: dict[str, int]) -> Step:
+    """What the pipeline calls in each step of its loop: the denoiser, after its ControlNet where it has one.
+
+    `sizes` as for `step_of`. Raises WrongUsage for sizes that the denoiser cannot have.
+    """
+    import torch
+
+    from rewriter.bench.step import ControlledUNet
+
+    step = step_of(target, None, sizes)
+    control = getattr(target.pipeline, "controlnet", None)
+    if control is None or "down_block_additional_residuals" not in step.kwargs:
+        return step
+    kwargs = {name: value for name, value in step.kwargs.items() if not name.startswith(("down_block", "mid_block"))}
+    rows, _, height, width = kwargs["sample"].shape
+    scale = int(target.pipeline.vae_scale_factor)
+    picture = torch.rand(rows, 3, height * scale, width * scale, generator=torch.Generator().manual_seed(0))
+    kwargs["controlnet_cond"] = picture.to(kwargs["sample"])
+    module = ControlledUNet(control, step.module).eval()
+    return _step(f"controlnet + {step.component}", module, "forward", (), kwargs)
+
+
 def _network(target: Target, name: str) -> torch.nn.Module:
     import torch
 
@@ -157,5 +161,7 @@ def _recorded(target: Target, name: str, module: torch.nn.Module, sizes: dict[st
 
 
 def _step(component: str, module: torch.nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
+    from rewriter.bench.step import Step
+
     device = next(module.parameters()).device
     return Step(component=component, module=module, method=method, args=args, kwargs=kwargs, device=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Callable
 
 from rewriter import collector, torch_ir
 from rewriter.errors import RewriterError
@@ -66,15 +67,16 @@ def rewrite(
     blocked: Blocked = frozenset(),
     phases: tuple[str, ...] = PHASES,
     target: Target | None = None,
+    observe: Callable[[Match], None] = lambda _: None,
 ) -> Rewritten:
     """Applies `rules` to a copy of a canonical graph whose last `weights` inputs are weights.
 
     `blocked`: pairs of a rule and an original node (by position) that it may not cover. `explain`: also collect near
-    misses.
+    misses. `observe` is shown each match right before it is replaced.
     Raises EndlessRules if the rules do not come to an end.
     """
     with collector.paused():
-        return _Engine(graph.copy(), rules, weights, explain, blocked, phases, target).run()
+        return _Engine(graph.copy(), rules, weights, explain, blocked, phases, target, observe).run()
 
 
 class _Engine:
@@ -87,6 +89,7 @@ class _Engine:
         blocked: Blocked,
         phases: tuple[str, ...],
         target: Target | None,
+        observe: Callable[[Match], None],
     ) -> None:
         self.view = View(graph, weights)
         self.rules = rules
@@ -94,6 +97,7 @@ class _Engine:
         self.blocked = blocked
         self.phases = phases
         self.target = target or Target(_device(self.view))
+        self.observe = observe
         self.safety = Safety(self.view)
         self.replacer = Replacer(self.view)
         self.rewrites: list[Rewrite] = []
@@ -171,6 +175,7 @@ class _Engine:
         judgement, place = accepted[-1]
         site, scope = node.outputs[0].name, node.scope or _scope(node)
         operands = [value for covered in match.nodes for value in covered.inputs]
+        self.observe(match)
         try:
             made = self.replacer.replace(match, judgement, place)
         except Impossible as reason:

@@ -53,8 +53,12 @@ class TensorFacts:
 
     @property
     def format(self) -> str | None:
-        """`contiguous` or `channels_last` where the strides leave no doubt; extents of 1 would."""
-        if self.shape is None or self.strides is None or len(self.shape) != self.rank or 1 in self.shape:
+        """`contiguous` or `channels_last` where the strides leave no doubt; from rank 4 on extents of 1 would."""
+        if self.shape is None or self.strides is None or len(self.shape) != self.rank:
+            return None
+        if self.rank < 4:
+            return "contiguous" if _in_order(self.shape, self.strides) else None
+        if 1 in self.shape:
             return None
         order = sorted(range(self.rank), key=lambda dim: -self.strides[dim])  # type: ignore[index]
         expected = 1
@@ -67,6 +71,16 @@ class TensorFacts:
         if self.rank in (4, 5) and order == [0, *range(2, self.rank), 1]:
             return "channels_last"
         return None
+
+
+def _in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether a tensor is dense with its dimensions in their own order; the stride of an extent of 1 does not matter."""
+    expected = 1
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
 
 
 def facts_of_type(kind: Any) -> TensorFacts | None:

@@ -23,14 +23,32 @@ class Inference:
 
     def __init__(self) -> None:
         self.known: dict[Hashable, list[TensorFacts | None]] = {}
+        # What torch said about calls that it does not take.
+        self.refused: dict[Hashable, str] = {}
 
     def result(self, call: Call, inputs: list[Value], index: int) -> TensorFacts | None:
         """Facts about one result of an op, None if they cannot be found out."""
+        found = self.known[self.run(call, inputs)]
+        return found[index] if index < len(found) else None
+
+    def check(self, call: Call, inputs: list[Value]) -> None:
+        """Raises Impossible if one of torch's own ops does not take operands of these shapes and dtypes."""
+        key = self.run(call, inputs)
+        if key in self.refused:
+            raise Impossible(f"{call.op}: {self.refused[key]}")
+
+    def run(self, call: Call, inputs: list[Value]) -> Hashable:
+        """Where the results of a call stand in `known`."""
         key = (call.op, call.names, *map(_described, inputs))
         if key not in self.known:
-            self.known[key] = _run(call, inputs)
-        found = self.known[key]
-        return found[index] if index < len(found) else None
+            try:
+                self.known[key] = _run(call, inputs)
+            except RuntimeError as error:
+                self.known[key] = []
+                # NotImplementedError: torch cannot tell without data.
+                if call.op.startswith("aten::") and not isinstance(error, NotImplementedError):
+                    self.refused[key] = str(error).splitlines()[0]
+        return key
 
     def prepared(self, recipe: Prepared, sources: list[Value]) -> TensorFacts:
         """Facts about a prepared weight. Raises Impossible if the recipe does not fit its sources."""
@@ -76,11 +94,14 @@ def _device(values: list[Value]) -> str:
 
 
 def _run(call: Call, inputs: list[Value]) -> list[TensorFacts | None]:
+    """Raises RuntimeError as the op does."""
     namespace, name = call.op.split("::")
     try:
         operands = [_stand_in(item) for item in inputs]
         named = dict(zip(call.names[call.positional :], operands[call.positional :], strict=True))
         result = getattr(getattr(torch.ops, namespace), name)(*operands[: call.positional], **named)
+    except RuntimeError:
+        raise
     except Exception:
         # The op may be the user's own, and facts are a help, not a duty: without them conditions refuse.
         return []

@@ -29,7 +29,8 @@ class Pattern:
     """A compiled rule.
 
     `producers`: the ops that may make an interior value. `results`: the outputs in the rule's order, also as a set.
-    `reads`: the operands that the replacement reads.
+    `reads`: the operands that the replacement reads. `sources`: those that are read before the graph runs, and
+    `prepared`: what is made of them.
     `aliasing`: a result of the replacement may share memory with an operand. `fresh`: of
     those, the results that the matched op makes anew. `writes`: the replacement has in-place ops.
     `symbolic`: extents or integers count, in conditions or in the replacement.
@@ -42,6 +43,8 @@ class Pattern:
     results: tuple[str, ...]
     outputs: frozenset[str]
     reads: frozenset[str]
+    sources: frozenset[str]
+    prepared: frozenset[str]
     aliasing: bool
     fresh: frozenset[str]
     writes: bool
@@ -89,6 +92,7 @@ class Pattern:
 def compile_pattern(rule: Rule) -> Pattern:
     """The plan for a rule. Statements whose result is already known come first: that is one look, not a search."""
     root = rule.root
+    prepared = frozenset(target.name for statement in rule.prepare for target in statement.targets)
     bound = _names(root)
     waiting = list(rule.match[:-1])
     moves: list[Move] = []
@@ -109,6 +113,8 @@ def compile_pattern(rule: Rule) -> Pattern:
         # A result's name in a replacement is the replacement's own.
         reads=frozenset(var.name for step in rule.replace for var in read_variables(step.statement))
         - {name for step in rule.match for name in step.targets},
+        sources=frozenset(var.name for statement in rule.prepare for var in read_variables(statement)) - prepared,
+        prepared=prepared,
         aliasing=not private_results(rule.replace).issuperset(rule.outputs),
         fresh=frozenset(
             name

@@ -14,7 +14,21 @@ from rewriter.graph.recipes import Operandlike, Recipes, computed
 from rewriter.graph.view import Node, Value, View, destroy, link, unlink
 from rewriter.language.kinds import Kind
 from rewriter.language.rule import Call, Step
-from rewriter.language.syntax import Computed, Constant, Literal, Operand, Sequence, Var
+from rewriter.language.syntax import Computed, Constant, Literal, Operand, Sequence, Var, read_variables
+
+# Ops that look at a tensor or at a part of it, and change nothing.
+_LOOKING = frozenset(
+    {
+        "aten::chunk",
+        "aten::select",
+        "aten::size",
+        "aten::slice",
+        "aten::split_with_sizes",
+        "aten::unbind",
+        "aten::unsqueeze",
+        "prim::ListConstruct",
+    }
+)
 
 
 class Replacer:
@@ -67,7 +81,8 @@ class Replacer:
         self.retire(match)
         for old, new in pairs:
             self.redirect(old, new)
-        return made
+        self.retire_unread([*made, *(value.producer for node in match.nodes for value in node.inputs)])
+        return [node for node in made if node.alive]
 
     def statement(
         self,
@@ -84,6 +99,9 @@ class Replacer:
             return
         call, supplies = self.choose(step, names, judgement)
         inputs = [self.supplied(kind, supply, place, made) for kind, supply in zip(call.types, supplies, strict=True)]
+        # Weights that are prepared in good faith may not fit what reads them: a bias of one element for all channels.
+        if not match.pattern.prepared.isdisjoint(var.name for var in read_variables(statement)):
+            self.inference.check(call, inputs)
         outputs = match.bound.get(step.targets[0])
         count = len(outputs) if statement.starred and isinstance(outputs, list) else len(step.targets)
         ir = torch_ir.insert_before(self.graph, place.ir, call.op, [v.ir for v in inputs], 1 if call.unpacks else count)
@@ -197,6 +215,18 @@ class Replacer:
         for node in match.nodes:
             node.alive = False
             unlink(node)
+
+    @staticmethod
+    def retire_unread(candidates: list[Node | None]) -> None:
+        """Takes those out that nobody reads: as readers of their operands they would keep other rules away."""
+        pending = list(candidates)
+        while pending:
+            node = pending.pop()
+            if node is None or not node.alive or node.op not in _LOOKING or any(value.uses for value in node.outputs):
+                continue
+            node.alive = False
+            unlink(node)
+            pending += [value.producer for value in node.inputs]
 
     @staticmethod
     def redirect(old: Value, new: Value) -> None:

@@ -105,12 +105,17 @@ class Safety:
             return None
         reads = [ir for value in operands for ir in self.roots(value)]
         results = [ir for node in match.nodes for value in node.outputs for ir in self.roots(value)]
-        if not self.undeclared and not any(self.aliases.has_writers(ir) for ir in (*reads, *results)):
+        prepared = [v.ir for name in match.pattern.sources for v in match.values(name) if v.role == "weight"]
+        if not self.undeclared and not any(self.aliases.has_writers(ir) for ir in (*reads, *results, *prepared)):
             return None
         start = min(node.order for node in match.nodes)
         for write in self.writes:
             order = write.node.order
-            if order < start or not write.node.alive:
+            if not write.node.alive:
+                continue
+            if order <= last.order and self.touches(write, prepared):
+                return f"{write.op} may write to a weight that is prepared before the graph runs"
+            if order < start:
                 continue
             if order <= last.order and self.touches(write, (*reads, *results)):
                 return f"{write.op} may write to what it reads or makes"

@@ -93,11 +93,11 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInput:
-    """How the rule's test draws a tensor operand."""
+    """How the rule's test draws a tensor operand. Empty `layouts`, `dtype` or `values` are all that fit the rule."""
 
     shape: tuple[Expression, ...]
     dtype: tuple[str, ...] = ()
-    layouts: tuple[str, ...] = ("contiguous",)
+    layouts: tuple[str, ...] = ()
     optional: bool = False
     values: tuple[str, ...] = ()
     count: tuple[int, int] | None = None

@@ -244,7 +244,7 @@ class RuleReader(Reader):
             dtype=self.one_or_more(fields["dtype"], self.choice(kinds.DTYPES), "dtype") if "dtype" in fields else (),
             layouts=self.one_or_more(fields["layouts"], self.choice(kinds.LAYOUTS), "layout")
             if "layouts" in fields
-            else ("contiguous",),
+            else (),
             optional=self.flag(fields["optional"], "optional") if "optional" in fields else False,
             values=self.one_or_more(fields["values"], self.choice(kinds.VALUE_CLASSES), "value class")
             if "values" in fields

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-_SAMPLE_SECONDS = 2e-4
-_MOST_REPEATS = 20
+# Repeats in one graph, and the time on the GPU that a graph may take at most.
+_REPEATS = 20
+_SAMPLE_SECONDS = 5e-3
 # Below this, launching takes a share of the time that is worth avoiding.
 _LONG_SECONDS = 20e-3
 _HOST_SHARE = 0.7
@@ -43,8 +44,9 @@ class Replayed:
             function()
             last.record(stream)
         last.synchronize()
+        # This includes what the host needs to launch, so it is an upper bound.
         once = max(first.elapsed_time(last) * 1e-3, 1e-7)
-        self.repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_SECONDS / once)))
+        self.repeats = max(1, min(_REPEATS, int(_SAMPLE_SECONDS / once)))
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.stream(stream):

@@ -1,61 +1,87 @@
-"""Tensors with the same numbers in memory in different ways, and numbers of different kinds."""
+"""Tensors with the same numbers in memory in different ways, each inside a larger storage, and kinds of numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
-
-def _contiguous(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous()
-
-
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.contiguous(memory_format=formats[x.dim()]) if x.dim() in formats else x.contiguous()
+# Elements of the storage before and behind a tensor. A multiple of every vector width, so that a tensor that begins
+# right behind it is aligned as a fresh one would be.
+FENCE = 256
 
 
-def _sliced(x: torch.Tensor) -> torch.Tensor:
-    """The middle of a tensor that is wider in its last dimension."""
-    if x.dim() == 0:
-        return x
-    wide = torch.full((*x.shape[:-1], x.shape[-1] + 5), math.nan if x.is_floating_point() else 1).to(x.dtype)
-    wide[..., 2 : 2 + x.shape[-1]] = x
-    return wide[..., 2 : 2 + x.shape[-1]]
+def placed(x: torch.Tensor, layout: str, chooser: random.Random, device: str = "cpu") -> torch.Tensor:
+    """x, any shape and dtype, in the named layout on `device`, in a storage that is `outside` everywhere else.
+
+    "expanded" gives the first slice of one dimension for all of that dimension. `chooser` decides what a layout leaves
+    open: the order of the dimensions, the dimension that is expanded.
+    """
+    dims = range(x.dim())
+    shape, order, offset, stride_0 = list(x.shape), list(dims), 0, None
+    if layout == "channels_last" and x.dim() > 2:
+        order = [0, *range(2, x.dim()), 1]
+    elif layout == "permuted" and x.dim() > 1:
+        while order == list(dims):
+            chooser.shuffle(order)
+    elif layout == "sliced" and x.dim():
+        # The middle of a tensor that is wider in its last dimension.
+        shape[-1] += 5
+        offset = 2
+    elif layout == "offset":
+        # Not aligned to anything wider than an element.
+        offset = 1
+    elif layout == "expanded" and x.dim():
+        stride_0 = chooser.choice([dim for dim in dims if shape[dim] > 1] or list(dims))
+        shape[stride_0] = min(shape[stride_0], 1)
+    strides = _strides(shape, order)
+    span = sum((extent - 1) * stride for extent, stride in zip(x.shape, strides, strict=True)) + offset + 1
+    if stride_0 is not None:
+        strides[stride_0] = 0
+        x = x.narrow(stride_0, 0, shape[stride_0]).expand(x.shape)
+    storage = torch.full((2 * FENCE + max(span, 0) + (-span) % 8,), outside(x.dtype), dtype=x.dtype)
+    view = storage.as_strided(x.shape, strides, FENCE + offset)
+    own(view).copy_(own(x, view))
+    return storage.to(device).as_strided(x.shape, strides, FENCE + offset)
 
 
-def _offset(x: torch.Tensor) -> torch.Tensor:
-    """Contiguous, but one element away from where the storage begins: not aligned to anything wider."""
-    storage = torch.full((x.numel() + 1,), math.nan if x.is_floating_point() else 1).to(x.dtype)
-    view = storage[1:].view(x.shape)
-    return view.copy_(x)
+def own(x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """Each element of x once: the dimensions that have stride 0 (in `like`) cut down to their first slice."""
+    for dim, stride in enumerate((x if like is None else like).stride()):
+        if stride == 0 and x.shape[dim] > 1:
+            x = x.narrow(dim, 0, 1)
+    return x
 
 
-def _expanded(x: torch.Tensor) -> torch.Tensor:
-    """The first row for all rows, with stride 0."""
-    return x[:1].expand(x.shape) if x.dim() and x.shape[0] else x
+def outside(dtype: torch.dtype) -> Any:
+    """What stands in memory that a program may not read: NaN where the dtype has it, else the smallest number."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return math.nan
+    return True if dtype == torch.bool else torch.iinfo(dtype).min
 
 
-def _permuted(x: torch.Tensor) -> torch.Tensor:
-    """Stored with its dimensions in reverse order."""
-    order = list(reversed(range(x.dim())))
-    return x.permute(order).contiguous().permute(order)
-
-
-LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "contiguous": _contiguous,
-    "channels_last": _channels_last,
-    "sliced": _sliced,
-    "offset": _offset,
-    "expanded": _expanded,
-    "permuted": _permuted,
-}
+def _strides(shape: Sequence[int], order: Sequence[int]) -> list[int]:
+    """The strides of a dense tensor whose dimensions lie in memory in this order, the outermost first."""
+    strides = [1] * len(shape)
+    step = 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return strides
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _tiny(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Numbers that are subnormal in the dtype, or whose squares are."""
+    smallest = torch.finfo(dtype).tiny
+    scales = (smallest / 4, math.sqrt(smallest))
+    return _normal(shape, generator) * scales[int(torch.randint(2, (1,), generator=generator))]
 
 
 def _sprinkled(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -69,13 +95,13 @@ def _sprinkled(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tens
 
 
 # Numbers as f64, to be rounded to the dtype under test.
-VALUES: dict[str, Callable[[tuple[int, ...], torch.Generator], torch.Tensor]] = {
-    "normal": _normal,
-    "large_mean": lambda shape, generator: _normal(shape, generator) + 100.0,
-    "large_magnitude": lambda shape, generator: _normal(shape, generator) * 100.0,
-    "subnormal": lambda shape, generator: _normal(shape, generator) * 1e-7,
-    "constant": lambda shape, generator: torch.full(
+VALUES: dict[str, Callable[[tuple[int, ...], torch.dtype, torch.Generator], torch.Tensor]] = {
+    "normal": lambda shape, _, generator: _normal(shape, generator),
+    "large_mean": lambda shape, _, generator: _normal(shape, generator) + 100.0,
+    "large_magnitude": lambda shape, _, generator: _normal(shape, generator) * 100.0,
+    "subnormal": _tiny,
+    "constant": lambda shape, _, generator: torch.full(
         shape, float(torch.randn(1, generator=generator)), dtype=torch.float64
     ),
-    "nan_inf": _sprinkled,
+    "nan_inf": lambda shape, _, generator: _sprinkled(shape, generator),
 }

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from rewriter import torch_ir
 from rewriter.graph.canonical import canonicalise
+from rewriter.graph.facts import DTYPE_CODES, DTYPES
 from rewriter.language.rule import Call, Rule, Step
 from rewriter.language.syntax import Literal, Operand, Sequence, Var
+from rewriter.proof.fences import restore, snapshot
 from rewriter.proof.sample import Sample, weights_of
+
+_FLOATING = tuple(code for name, code in DTYPE_CODES.items() if DTYPES[name].is_floating_point)
 
 
 class PatternModule(torch.nn.Module):
@@ -38,7 +42,7 @@ class PatternModule(torch.nn.Module):
         ]
 
     def forward(self, *tensors: torch.Tensor, names: dict[str, Any] | None = None) -> tuple[torch.Tensor, ...]:
-        """The pattern's outputs, negated. `names`: a dict to leave every value in, by its name."""
+        """The pattern's outputs, inverted. `names`: a dict to leave every value in, by its name."""
         names = {} if names is None else names
         names.update({name: list(v) if isinstance(v, list) else v for name, v in self.operands.items()})
         for name, parameter in self.named_parameters():
@@ -57,19 +61,31 @@ class PatternModule(torch.nn.Module):
         found = [names[name] for name in self.rule.outputs]
         # A rule that makes a new tensor an alias of an input may not do so with what the graph returns, so that the
         # results are read once more, as in a network.
-        return tuple(torch.neg(item) for value in found for item in (value if isinstance(value, list) else [value]))
+        return tuple(map(inverted, flat(found)))
 
 
-def run_step(step: Step, names: dict[str, Any], choice: int = 0) -> None:
-    """Computes one statement and binds its results. `choice`: which of its alternative ops."""
+def inverted(x: torch.Tensor) -> torch.Tensor:
+    """A new tensor that holds what x holds, by one op that loses nothing."""
+    return torch.logical_not(x) if x.dtype == torch.bool else torch.neg(x)
+
+
+# Kinds of the nodes that `inverted` records.
+INVERSIONS = ("aten::neg", "aten::logical_not")
+
+
+def run_step(step: Step, names: dict[str, Any], choice: int = 0, *, wide: str | None = None) -> None:
+    """Computes one statement and binds its results. `choice`: which of its alternative ops.
+
+    `wide`: a dtype that stands for every floating dtype that the statement names.
+    """
     call = step.calls[choice % len(step.calls)]
     if step.statement.choice is not None:
         names[step.statement.choice] = call.op.split("::")[1]
     if step.statement.starred and not call.unpacks:
         count = max(len(value) for value in (names[v.name] for v in _starred(call)))
-        names[step.targets[0]] = [_call(call, names, position) for position in range(count)]
+        names[step.targets[0]] = [_call(call, names, position, wide) for position in range(count)]
         return
-    result = _call(call, names, None)
+    result = _call(call, names, None, wide)
     results = list(result) if call.unpacks or len(step.targets) > 1 else [result]
     if step.statement.starred:
         names[step.targets[0]] = results
@@ -78,10 +94,19 @@ def run_step(step: Step, names: dict[str, Any], choice: int = 0) -> None:
 
 
 def capture(module: PatternModule) -> tuple[torch_ir.Graph, list[torch.Tensor]]:
-    """The canonical graph of the pattern and the weights that it reads."""
+    """The canonical graph of the pattern and the weights that it reads; what the pattern writes to stays as it was."""
+    tensors = [*module.example(), *module.parameters()]
+    before = snapshot(tensors)
     graph, weights = torch_ir.trace(module, module.example())
+    restore(tensors, before)
     canonicalise(graph)
     return graph, weights
+
+
+def flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Every value; those of repeated siblings one by one."""
+    for value in values:
+        yield from value if isinstance(value, list) else (value,)
 
 
 def _tensors(operands: dict[str, Any]) -> Iterator[tuple[str, int | None, torch.Tensor]]:
@@ -98,7 +123,7 @@ def _starred(call: Call) -> list[Var]:
     return [operand for operand in call.operands if isinstance(operand, Var) and operand.starred]
 
 
-def _call(call: Call, names: dict[str, Any], position: int | None) -> Any:
+def _call(call: Call, names: dict[str, Any], position: int | None, wide: str | None) -> Any:
     namespace, name = call.op.split("::")
     op = getattr(getattr(torch.ops, namespace), name)
     positional = [_value(operand, names, position) for operand in call.operands]
@@ -109,6 +134,12 @@ def _call(call: Call, names: dict[str, Any], position: int | None) -> Any:
         if tuple(argument.name for argument in overload._schema.arguments) == call.names
     )
     given = list(zip(arguments, positional, strict=True))
+    if wide is not None:
+        # Every op of torch that takes a dtype calls it so, and takes its number.
+        given = [
+            (argument, DTYPE_CODES[wide] if argument.name == "dtype" and value in _FLOATING else value)
+            for argument, value in given
+        ]
     keywords = {argument.name: value for argument, value in given if argument.kwarg_only}
     return op(*(value for argument, value in given if not argument.kwarg_only), **keywords)
 

@@ -1,70 +1,25 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import math
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from rewriter.cli import modes, targets, timing
+from rewriter.cli import targets
 from rewriter.cli.main import main
 from rewriter.cli.output import WrongUsage
 from rewriter.models import Target
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Target:
     return targets.load(argparse.Namespace(target="sd15-tiny", device="cpu", dtype=None))
-
-
-def test_calls_take_turns() -> None:
-    order: list[str] = []
-    shares: list[float] = []
-    calls = {name: lambda name=name: order.append(name) for name in ("a", "b", "c")}
-    times = timing.compare(calls, CPU, seconds=0.01, advance=shares.append)
-    assert list(times) == ["a", "b", "c"]
-    assert all(entry.low <= entry.median <= entry.high for entry in times.values())
-    assert times["a"].speed == 1
-    assert math.isclose(sum(shares), 1)
-    turns = [name for index, name in enumerate(order) if index == 0 or order[index - 1] != name]
-    assert {"a", "b", "c"} == set(turns[-3:])
-
-
-def test_memory_is_what_the_first_call_needs_on_top() -> None:
-    def prepare() -> modes.Call:
-        return lambda: torch.ones(16, 1024, 1024).sum()
-
-    call, readied = timing.ready(prepare, CPU)
-    assert float(readied.output) == float(call()) == 2**24
-    assert readied.peak_bytes is None or 60 * 2**20 < readied.peak_bytes < 120 * 2**20
-
-
-def test_twin_shares_weights_and_nothing_else() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(3, 3))
-    second = modes.twin(module)
-    second.forward = lambda x: x  # type: ignore[method-assign]
-    second.register_buffer("extra", torch.ones(1))
-    x = torch.randn(2, 3)
-    assert torch.equal(second(x), x)
-    assert not torch.equal(module(x), x)
-    assert "extra" not in dict(module.named_buffers())
-    assert second[0].weight is module[0].weight
-
-
-def test_relative_error() -> None:
-    reference = {"a": torch.tensor([3.0, 0.0]), "b": (torch.tensor([4.0]), None)}
-    assert modes.relative_error(reference, reference) == 0
-    off = {"a": torch.tensor([3.0, 0.5]), "b": (torch.tensor([4.0]), None)}
-    assert modes.relative_error(off, reference) == pytest.approx(0.1)
-    assert modes.relative_error(torch.tensor([math.nan]), torch.ones(1)) == math.inf
-    with pytest.raises(ValueError, match="zip"):
-        modes.relative_error((torch.ones(1),), (torch.ones(1), torch.ones(1)))
 
 
 def test_the_denoiser_has_inputs_of_any_size(tiny: Target) -> None:
@@ -101,33 +56,151 @@ def test_no_such_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "torch sees no CUDA device here" in capsys.readouterr().err
 
 
+def _bench(rule_file: Callable[..., pathlib.Path], *options: str) -> int:
+    return main(["bench", "digits", "--device", "cpu", "--seconds", "0.05", "--rules", str(rule_file()), *options])
+
+
 def test_bench(rule_file: Callable[..., pathlib.Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "digits", "--device", "cpu", "--seconds", "0.1", "--rules", str(rule_file())]) == 0
+    assert _bench(rule_file) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "digits: unet on cpu, float32 [2, 1, 16, 16]"
-    assert [line.split()[0] for line in lines[1:]] == ["MODE", "eager", "rewriter"]
+    assert [line.split()[0] for line in lines[1:4]] == ["MODE", "eager", "rewriter"]
+    assert "TFLOP/s in a product of" in lines[4]
 
 
 def test_bench_as_json(rule_file: Callable[..., pathlib.Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "digits", "--device", "cpu", "--seconds", "0.1", "--rules", str(rule_file()), "--json"]) == 0
+    assert _bench(rule_file, "--error", "f32", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    found: dict[str, Any] = {mode["name"]: mode for mode in document["modes"]}
+    found: dict[str, Any] = {mode["mode"]: mode for mode in document["modes"]}
     assert list(found) == ["eager", "rewriter"]
-    assert found["eager"]["error"] == 0
-    assert found["rewriter"]["error"] < 1e-5
+    assert found["eager"]["error_eager"] == found["eager"]["error_f32"] == 0
+    assert found["rewriter"]["error_f32"] < 1e-5
     assert found["rewriter"]["times"]["samples"] >= 5
-    (component,) = document["report"]["components"].values()
+    assert found["rewriter"]["ready_seconds"] >= found["rewriter"]["first_seconds"] > 0
+    assert document["flops"] > 1e6
+    assert document["versions"]["torch"] == torch.__version__
+    (component,) = found["rewriter"]["reports"][0]["components"].values()
     assert component["status"] == "optimised"
 
 
-def test_a_failing_mode_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_and_profile(rule_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "new" / "folder"
+    assert _bench(rule_file, "--modes", "eager,rewriter,rewriter-again", "--profile", "--out", str(out)) == 0
+    assert {path.name for path in out.iterdir()} == {"bench.json", "table.md", "plot.png", "profile.txt"}
+    assert json.loads((out / "bench.json").read_text())["target"] == "digits"
+    assert "| rewriter a second time |" in (out / "table.md").read_text()
+    assert "convolution" in (out / "profile.txt").read_text()
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ablation(
+    rule_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = "    summary: dropout outside"
+    free = functools.partial(rule_file, old=old, new=f"    phase: canonicalise\n{old}")
+    assert _bench(free, "--modes", "rewriter", "--ablate", "--out", str(tmp_path)) == 0
+    captured = capsys.readouterr().out
+    assert "what each rule adds to the others (1 of 1 rules)" in captured
+    assert any(line.startswith("dropout-off") for line in captured.splitlines())
+    (worth,) = json.loads((tmp_path / "bench.json").read_text())["ablation"]
+    assert worth["rule"] == "dropout-off"
+    assert worth["kept"] > 0
+    assert worth["with_rule"] > 0
+    assert worth["without"] > 0
+
+
+def test_table_by_shape(rule_file: Callable[..., pathlib.Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _bench(rule_file, "--shapes", "16x16,24x16", "--batches", "1,3", "--modes", "eager", "--json") == 0
+    captured = capsys.readouterr()
+    shapes = json.loads(captured.out)["shapes"]
+    assert [shape["inputs"] for shape in shapes] == [
+        "float32 [1, 1, 16, 16]",
+        "float32 [3, 1, 16, 16]",
+        "float32 [1, 1, 16, 24]",
+        "float32 [3, 1, 16, 24]",
+    ]
+    assert all([mode["mode"] for mode in shape["modes"]] == ["eager"] for shape in shapes)
+
+
+def test_batches_alone_keep_the_size(
+    rule_file: Callable[..., pathlib.Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _bench(rule_file, "--batches", "2") == 0
+    head, row = capsys.readouterr().out.splitlines()[1:3]
+    assert head.split()[:4] == ["SHAPE", "EAGER", "REWRITER", "REWRITER"]
+    assert row.startswith("16x16 batch 2")
+
+
+def test_whole_pipeline(rule_file: Callable[..., pathlib.Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert _bench(rule_file, "--pipeline", "--steps", "2", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    eager, rewritten = document["pipeline"]
+    assert document["steps"] == 2
+    assert (eager["mode"], eager["error"], eager["report"]) == ("eager", 0, None)
+    assert rewritten["error"] < 1e-4
+    assert rewritten["share"] == pytest.approx(rewritten["loop_rate"] / rewritten["denoiser_rate"])
+    assert rewritten["report"]["components"]["unet"]["status"] == "optimised"
+
+
+def test_compiled_modes(
+    rule_file: Callable[..., pathlib.Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[Callable[..., Any]] = []
+
+    def compile_(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    # Importing the compiler warns, and there is nothing to reset.
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    assert _bench(rule_file, "--modes", "compile,eager", "--json") == 0
+    modes_ = json.loads(capsys.readouterr().out)["modes"]
+    assert [(mode["mode"], mode["error_eager"]) for mode in modes_] == [("compile", 0), ("eager", 0)]
+    assert len(compiled) == 1
+    assert _bench(rule_file, "--pipeline", "--steps", "1", "--modes", "compile", "--json") == 0
+    (drawn,) = json.loads(capsys.readouterr().out)["pipeline"]
+    assert (drawn["mode"], drawn["error"], len(compiled)) == ("compile", 0, 2)
+
+
+def test_a_failing_mode_is_a_finding(
+    rule_file: Callable[..., pathlib.Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import rewriter
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of luck\nand more")
 
     monkeypatch.setattr(rewriter, "optimize", fail)
-    assert main(["bench", "digits", "--device", "cpu", "--seconds", "0.1"]) == 1
+    assert _bench(rule_file) == 1
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[-1].split() == ["rewriter", "failed"]
+    assert captured.out.splitlines()[3].split() == ["rewriter", "failed"]
     assert "rewriter: RuntimeError: out of luck\n" in captured.err
+    assert _bench(rule_file, "--pipeline", "--steps", "1") == 1
+    assert "rewriter: RuntimeError: out of luck\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--modes", "eager,quick"], "--modes: found 'quick', expected some of eager, compile, rewriter"),
+        (["--modes", "graph"], "--modes: found 'graph' on a CPU"),
+        (["--pipeline", "--modes", "graph"], "expected some of eager, compile, rewriter with --pipeline"),
+        (["--pipeline", "--ablate"], "--ablate: no use with --pipeline"),
+        (["--shapes", "16x16", "--profile"], "--profile: no use with --shapes or --batches"),
+        (["--pipeline", "--batch", "2"], "--batch, --height and --width: no use with --pipeline"),
+        (["--component", "vae", "--batches", "2"], "has no network 'vae'"),
+    ],
+)
+def test_options_that_make_no_sense(
+    options: list[str], message: str, rule_file: Callable[..., pathlib.Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _bench(rule_file, *options) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", ["--shapes=16", "--shapes=16x16x16", "--batches=0", "--seconds=-1"])
+def test_unreadable_options(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "digits", option])
+    assert "expected" in capsys.readouterr().err

@@ -198,3 +198,39 @@ def test_channels_last(bench: Any, traced: Any) -> None:
     found = bench.check(graph, rule, image, *weights, weights=2)
     assert found.ops == ["aten::conv2d"]
     assert [recipe.function for recipe in found.result.prepared] == ["channels_last"]
+
+
+def test_a_bias_of_one_element_for_all_features(bench: Any, traced: Any) -> None:
+    module = Siblings([3, 5], [True, True], only_theirs)
+    module.layers[0].bias = torch.nn.Parameter(torch.randn(1))
+    graph, weights = traced(module, X)
+    found = bench.check(graph, MERGE, X, *weights, weights=len(weights))
+    assert found.fired == []
+    assert found.result.prepared == ()
+    assert any("aten::linear: " in reason for reason in found.reasons)
+
+
+class Written(torch.nn.Module):
+    """Two linear layers, and a write to a weight through a view of it."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.one, self.two = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.first:
+            self.one.weight[0].add_(1.0)
+        results = self.one(x).sin(), self.two(x).sin()
+        if not self.first:
+            self.one.weight[0].add_(1.0)
+        return results
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_weight_that_the_program_writes_to_before_it_reads_it(bench: Any, traced: Any, first: bool) -> None:
+    graph, weights = traced(Written(first), X)
+    found = bench.check(graph, MERGE, X, *weights, weights=len(weights))
+    assert found.fired == ([] if first else ["rule-0"])
+    if first:
+        assert set(found.reasons) == {"aten::add_ may write to a weight that is prepared before the graph runs"}

@@ -210,6 +210,9 @@ def linear_cases() -> list[Case]:
     def weights(draw: Draw, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         return draw(n, k, plain=True), draw(n, plain=True)
 
+    def linear_act_cat(left, *rest):
+        return torch.cat([left, linear_act(*rest)], -1)
+
     cases = [
         Case("linear_act", act, lambda d, act=act: (d(2, 5, 33), *weights(d, 17, 33), act), linear_act)
         for act in ACTIVATIONS
@@ -219,6 +222,15 @@ def linear_cases() -> list[Case]:
         Case("linear_act", "rank-1", lambda d: (d(9), d(4, 9, plain=True), None, "gelu"), linear_act),
         Case("linear_add", "same", lambda d: (d(2, 5, 33), *weights(d, 17, 33), d(2, 5, 17)), linear_add),
         Case("linear_add", "row", lambda d: (d(2, 5, 33), d(17, 33), None, d(1, 17)), linear_add),
+        *(
+            Case(
+                "linear_act_cat",
+                act,
+                lambda d, act=act: (d(2, 5, 9), d(2, 5, 33), *weights(d, 17, 33), act),
+                linear_act_cat,
+            )
+            for act in ("gelu_tanh", "quick_gelu", "none", "silu")
+        ),
         Case("linear_geglu", "bias", lambda d: (d(2, 5, 33), *weights(d, 34, 33)), linear_geglu),
         Case("linear_geglu", "plain", lambda d: (d(3, 8), d(2, 8), None), linear_geglu),
     ]
@@ -230,6 +242,12 @@ def token_cases() -> list[Case]:
 
     def add_layer_norm(x, residual, *rest):
         return layer_norm(x + residual, *rest), x + residual
+
+    def gated_modulate(x, gate, y, *rest):
+        return modulate(x + gate * y, *rest), x + gate * y
+
+    def blended(x, y, weight):
+        return weight * x + (1 - weight) * y
 
     def affine(draw: Draw, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
         return draw(*shape, plain=True), draw(*shape, plain=True)
@@ -247,7 +265,69 @@ def token_cases() -> list[Case]:
         Case("rms_norm", "plain", lambda d: (d(2, 3, 5, 7), [5, 7], None, 1e-6), rms_norm),
         Case("gate_add", "row", lambda d: (d(2, 5, 9), d(2, 1, 9), d(2, 5, 9)), lambda x, gate, y: x + gate * y),
         Case("gate_add", "wider", lambda d: (d(9), d(2, 1, 9), d(1, 5, 1)), lambda x, gate, y: x + gate * y),
+        Case(
+            "gate_add_layer_norm_modulate",
+            "63",
+            lambda d: (d(2, 5, 63), d(2, 1, 63), d(2, 5, 63), [63], None, None, 1e-6, *row(d)),
+            gated_modulate,
+        ),
+        Case(
+            "gate_add_layer_norm_modulate",
+            "affine",
+            lambda d: (d(1, 5, 63), d(1, 1, 63), d(1, 5, 63), [63], *affine(d, 63), 1e-6, d(1, 1, 63), d(1, 1, 63)),
+            gated_modulate,
+        ),
+        Case("blend", "frames", lambda d: (d(6, 5, 9), d(6, 5, 9), d(6, 1, 1)), blended),
+        Case("blend", "rank-5", lambda d: (d(2, 4, 3, 5, 7), d(2, 4, 3, 5, 7), d(2, 1, 3, 1, 1)), blended),
+        Case(
+            "blend_reshaped",
+            "frames",
+            lambda d: (d(6, 5, 9), d(2, 5, 3, 9).transpose(1, 2), [6, 5, 9], d(6, 1, 1)),
+            lambda x, y, size, weight: blended(x, y.reshape(size), weight),
+        ),
         Case("quick_gelu", "63", lambda d: (d(2, 5, 63),), ACTIVATIONS["quick_gelu"]),
+    ]
+
+
+def rotated(x, cos, sin):
+    even, odd = x[..., ::2], x[..., 1::2]
+    y = torch.empty_like(x.expand(torch.broadcast_shapes(x.shape, cos.shape)))
+    y[..., ::2] = even * cos[..., ::2] - odd * sin[..., ::2]
+    y[..., 1::2] = odd * cos[..., 1::2] + even * sin[..., 1::2]
+    return y
+
+
+def rotary_cases() -> list[Case]:
+    def joint(x, weight, eps, y, y_weight, y_eps, cos, sin):
+        return rotated(torch.cat([rms_norm(x, [8], weight, eps), rms_norm(y, [8], y_weight, y_eps)], 1), cos, sin)
+
+    def tables(draw: Draw, s: int, d: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return draw(1, s, 1, d, plain=True).float(), draw(1, s, 1, d, plain=True).float()
+
+    def norm(draw: Draw, d: int, eps: float) -> tuple[torch.Tensor, float]:
+        return draw(d, plain=True), eps
+
+    return [
+        Case("rope", "heads", lambda d: (d(2, 5, 3, 18), *tables(d, 5, 18)), rotated),
+        Case("rope", "one-pair", lambda d: (d(1, 7, 1, 2), *tables(d, 7, 2)), rotated),
+        Case(
+            "rms_norm_rope",
+            "heads",
+            lambda d: (d(2, 5, 3, 18), *norm(d, 18, 1e-6), *tables(d, 5, 18)),
+            lambda x, weight, eps, *t: rotated(rms_norm(x, [18], weight, eps), *t),
+        ),
+        Case(
+            "rms_norm_rope",
+            "no-weight",
+            lambda d: (d(1, 3, 5, 8), None, 1e-5, *tables(d, 3, 8)),
+            lambda x, weight, eps, *t: rotated(rms_norm(x, [8], weight, eps), *t),
+        ),
+        Case(
+            "rms_norm_rope_joint",
+            "two",
+            lambda d: (d(2, 3, 5, 8), *norm(d, 8, 1e-5), d(2, 4, 5, 8), *norm(d, 8, 1e-6), *tables(d, 7, 8)),
+            joint,
+        ),
     ]
 
 
@@ -296,9 +376,11 @@ CASES = [
     *norm_cases("group_norm_silu", lambda *a: silu(group_norm(*a))),
     *summed_cases("add_group_norm", add_group_norm),
     *summed_cases("add_group_norm_silu", lambda *a: (silu(add_group_norm(*a)[0]), add_group_norm(*a)[1])),
+    *summed_cases("sum_group_norm_silu", lambda *a: silu(add_group_norm(*a)[0])),
     *convolution_cases(),
     *linear_cases(),
     *token_cases(),
+    *rotary_cases(),
     *attention_cases(),
 ]
 

@@ -1,0 +1,1 @@
+"""CUDA sources of the `cuda` providers, compiled by `rewriter.ops.cuda.build`."""

@@ -1,0 +1,216 @@
+"""The pattern as the reference program: in its own dtype, and in f64 from the same rounded inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rewriter.language.rule import Rule
+from rewriter.ops import dispatch
+from rewriter.ops.registry import OPS, REFERENCE
+from rewriter.proof.program import PatternModule, flat, run_step
+from rewriter.proof.tolerance import ROUNDOFF, STEP
+
+# f64 programs with noise: enough that not all of them come out right by luck.
+_DRAWS = 5
+# The noise in roundings of a value of the pattern, and what f32 sums inside of an op are off by.
+_ROUNDINGS = 1.0
+_SUMS = 8.0 * ROUNDOFF[torch.float32]
+# A number that stands for Inf: its square is finite in f64, too.
+_HUGE = 1e60
+# The share of the largest number of a dtype from which on one order of additions may overflow and another not.
+_MARGIN = 0.25
+
+
+_NAMES = {torch.float64: "f64", torch.float32: "f32"}
+
+
+class InvalidExample(Exception):
+    """The pattern itself does not run on the operands drawn."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unfused:
+    """The pattern in its own dtype: its outputs, and every value by name, the operands included."""
+
+    outputs: list[torch.Tensor]
+    names: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exact:
+    """The pattern in f64. `noise`: for each element of each output, what rounding may cost.
+
+    That is the largest change over a few runs in which every operand is off by some roundings of f32, in which sums
+    inside of an op are kept, and every value of the pattern by a rounding of its own dtype. It tells how
+    ill-conditioned an example is, which the error of one unfused run does not: that may be 0 by luck.
+    `overflows`: values of the pattern come near the largest number of their dtype. `others`: where NaN or Inf come up,
+    what else is right there, as torch's own ops disagree: the pattern in f32, as its GELU of Inf is NaN in f32 and Inf
+    in f64; and Inf where results grow without bound as a number in place of an Inf does, as its norms times an infinite
+    weight are NaN.
+    """
+
+    outputs: list[torch.Tensor]
+    noise: list[torch.Tensor]
+    overflows: bool
+    others: list[list[torch.Tensor]]
+
+
+def unfused(module: PatternModule) -> Unfused:
+    """Runs the pattern op by op. Raises InvalidExample where it refuses the operands."""
+    names: dict[str, Any] = {}
+    with torch.no_grad(), references(module.rule):
+        try:
+            module(*module.example(), names=names)
+        except (RuntimeError, ValueError, IndexError, NotImplementedError, TypeError) as error:
+            raise InvalidExample(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+    return Unfused(_outputs(module.rule, names), names)
+
+
+def exact(module: PatternModule, plain: Unfused, seed: int) -> Exact:
+    """The pattern in f64: floating operands are widened, and so are the dtypes that its statements name.
+
+    An op without f64 runs in f32 where the example is narrower, or else stands for itself: the unfused result is then
+    the best one known, and the fused one has to agree with it to rounding.
+    """
+    for wide in (torch.float64, torch.float32):
+        try:
+            return _exact(module, plain, wide, seed)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            continue
+    outputs = [_wide(output, torch.float64) for output in plain.outputs]
+    return Exact(outputs, [torch.zeros_like(output) for output in outputs], overflows=False, others=[])
+
+
+@contextlib.contextmanager
+def references(rule: Rule) -> Iterator[None]:
+    """Every op of this package in the pattern is its reference."""
+    ops = {call.op.removeprefix("rewriter::") for step in rule.match for call in step.calls} & OPS.keys()
+    with contextlib.ExitStack() as stack:
+        for op in ops:
+            stack.enter_context(dispatch.forced(op, REFERENCE))
+        yield
+
+
+def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) -> Exact:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad(), references(module.rule):
+        names = _run(module, plain, wide, None)
+        outputs = [_wide(output, torch.float64) for output in _outputs(module.rule, names)]
+        noise = [torch.zeros_like(output) for output in outputs]
+        for _ in range(_DRAWS):
+            noisy = _outputs(module.rule, _run(module, plain, wide, generator))
+            for most, output, result in zip(noise, outputs, noisy, strict=True):
+                change = (_wide(result, torch.float64) - output).abs()
+                torch.maximum(most, torch.where(change.isfinite(), change, 0.0), out=most)
+        others = []
+        if not all(bool(output.isfinite().all()) for output in (*outputs, *plain.outputs)):
+            others.append(_outputs(module.rule, _run(module, plain, torch.float32, None)))
+            huge = _outputs(module.rule, _run(module, plain, wide, None, huge=True))
+            others.append(
+                [torch.where(x.abs() > math.sqrt(_HUGE), x * math.inf, y) for x, y in zip(huge, outputs, strict=True)]
+            )
+    return Exact(outputs, noise, _overflows(plain, names), others)
+
+
+def _limit(x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Inf where x, the output for huge operands, is huge itself; elsewhere nothing new, the output for infinite ones."""
+    return torch.where(x.abs() > math.sqrt(_HUGE), x * math.inf, output)
+
+
+def random_op(module: PatternModule, plain: Unfused) -> str | None:
+    """The op of the pattern that draws random numbers, if the pattern does not give the same result twice."""
+    ops = [step.calls[module.choice % len(step.calls)].op for step in module.rule.match]
+    random = [op for op in ops if _may_be_random(op)]
+    if not random:
+        return None
+    again = unfused(module).outputs
+    same = all(torch.equal(*map(torch.nan_to_num, pair)) for pair in zip(plain.outputs, again, strict=True))
+    return None if same else random[0]
+
+
+@functools.cache
+def _may_be_random(op: str) -> bool:
+    namespace, name = op.split("::")
+    packet = getattr(getattr(torch.ops, namespace), name)
+    return any(torch.Tag.nondeterministic_seeded in getattr(packet, each).tags for each in packet.overloads())
+
+
+def _run(
+    module: PatternModule,
+    plain: Unfused,
+    wide: torch.dtype,
+    generator: torch.Generator | None,
+    *,
+    huge: bool = False,
+) -> dict[str, Any]:
+    """Every value of the pattern in `wide`; with a generator, each with the error of a rounding.
+
+    `huge`: finite numbers stand for the infinite ones among the operands.
+    """
+
+    def operand(x: torch.Tensor) -> torch.Tensor:
+        x = _noisy(_wide(x, wide), _SUMS, 0.0, generator)
+        return x.nan_to_num(math.nan, _HUGE, -_HUGE) if huge and x.is_floating_point() else x
+
+    names = {name: _each(value, operand) for name, value in module.operands.items()}
+    for step in module.rule.match:
+        run_step(step, names, module.choice, wide=_NAMES[wide])
+        if generator is None:
+            continue
+        for target in step.targets:
+            before = plain.names[target]
+            first = before[0] if isinstance(before, list) else before
+            if isinstance(first, torch.Tensor) and first.dtype in ROUNDOFF and not _is_view(first, module):
+                rounded = functools.partial(
+                    _noisy, unit=_ROUNDINGS * ROUNDOFF[first.dtype], least=STEP[first.dtype], generator=generator
+                )
+                names[target] = _each(names[target], rounded)
+    return names
+
+
+def _each(value: Any, function: Any) -> Any:
+    if isinstance(value, list):
+        return [_each(item, function) for item in value]
+    return function(value) if isinstance(value, torch.Tensor) else value
+
+
+def _wide(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy, so that a pattern that writes to an operand does not change the next run's."""
+    return x.detach().to(dtype, copy=True) if x.is_floating_point() else x.detach().clone()
+
+
+def _noisy(x: torch.Tensor, unit: float, least: float, generator: torch.Generator | None) -> torch.Tensor:
+    """x, off by `unit` of each element and by `least` at all, up or down."""
+    if generator is None or not x.is_floating_point():
+        return x
+    signs = 2 * torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8).to(x.device) - 1
+    return x * (1.0 + unit * signs) + least * signs
+
+
+def _is_view(x: torch.Tensor, module: PatternModule) -> bool:
+    """Whether the step only looks at an operand in another way, which rounds nothing."""
+    storage = x.untyped_storage().data_ptr()
+    operands = (each for each in flat(module.operands.values()) if isinstance(each, torch.Tensor))
+    return any(each.untyped_storage().data_ptr() == storage for each in operands)
+
+
+def _outputs(rule: Rule, names: dict[str, Any]) -> list[torch.Tensor]:
+    return list(flat(names[name] for name in rule.outputs))
+
+
+def _overflows(plain: Unfused, names: dict[str, Any]) -> bool:
+    for name, value in plain.names.items():
+        pairs = zip(value, names[name], strict=True) if isinstance(value, list) else [(value, names[name])]
+        for narrow, wide in pairs:
+            if isinstance(narrow, torch.Tensor) and narrow.is_floating_point() and narrow.numel():
+                finite = torch.where(wide.isfinite(), wide, 0.0)
+                if float(finite.abs().max()) > _MARGIN * torch.finfo(narrow.dtype).max:
+                    return True
+    return False

@@ -1,0 +1,186 @@
+"""The verdict file of a machine: written by `rewriter test`, read by `optimize`, which leaves out what failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rewriter.measure.cache import cache_folder
+from rewriter.proof.machine import machine_name, ops_digest
+from rewriter.proof.results import FALLBACKS, Results, of_document, to_document
+
+if TYPE_CHECKING:
+    from rewriter.language import RuleSet
+    from rewriter.proof.outcome import Proof
+
+logger = logging.getLogger("rewriter")
+
+
+class Unusable(ValueError):
+    """A verdict file that cannot be believed; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Excluded:
+    """What a machine's verdicts rule out. `rules`: id to reason; `providers`: (op, provider) to reason.
+
+    `ignored`: verdict files that were not used, and why.
+    """
+
+    rules: Mapping[str, str]
+    providers: Mapping[tuple[str, str], str]
+    ignored: tuple[str, ...]
+
+
+def path(machine: str) -> pathlib.Path:
+    """Where the verdict on a machine of this name is kept."""
+    return cache_folder() / "verdicts" / f"{re.sub(r'[^a-z0-9]+', '-', machine.lower()).strip('-') or 'unknown'}.json"
+
+
+def keep(results: Results) -> None:
+    """Merges the results into this machine's verdict file. Raises OSError where it cannot be written."""
+    kept = path(results.machine.name)
+    try:
+        results = merged(read(kept), results)
+    except FileNotFoundError:
+        pass
+    except Unusable as error:
+        logger.warning("the verdict file %s is replaced: %s", kept, error)
+    write(results, kept)
+
+
+def merged(old: Results, new: Results) -> Results:
+    """The new results, and the old ones about what was not tried again. Nothing of another machine or code stays."""
+    if old.machine != new.machine:
+        return new
+    same = {rule for rule, digest in old.rules.items() if new.rules.get(rule, digest) == digest}
+    proved = {(proof.rule, proof.dtype, proof.provider) for proof in new.proofs}
+    scored, timed = {score.rule for score in new.scores}, {one.rule for one in new.timings}
+    return dataclasses.replace(
+        new,
+        rules={**{rule: old.rules[rule] for rule in sorted(same)}, **new.rules},
+        proofs=(
+            *new.proofs,
+            *(p for p in old.proofs if p.rule in same and (p.rule, p.dtype, p.provider) not in proved),
+        ),
+        scores=(*new.scores, *(score for score in old.scores if score.rule in same - scored)),
+        timings=(*new.timings, *(one for one in old.timings if one.rule in same - timed)),
+        ceilings=new.ceilings or old.ceilings,
+    )
+
+
+def write(results: Results, target: pathlib.Path) -> None:
+    """Writes the file as a whole or not at all. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_document(results), indent=1, allow_nan=False)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(source: pathlib.Path) -> Results:
+    """The results in a file. Raises Unusable for what is no verdict, and OSError."""
+    return _parsed(source.read_text(encoding="utf-8", errors="replace"))
+
+
+def excluded(device: str, rules: RuleSet) -> Excluded:
+    """What the verdicts on this machine say against these rules: the user's own file, and those that are shipped.
+
+    A rule is out where its replacement fails with the ops' references, or by every provider that was tried; otherwise
+    only the providers are that fail. A verdict on another rule of the same name, or on other code of the ops, counts
+    for nothing.
+    """
+    name = machine_name(device)
+    found: dict[str, str] = {}
+    providers: dict[tuple[str, str], str] = {}
+    ignored: list[str] = []
+    for where, text in _files(name):
+        try:
+            verdict = _parsed(text)
+            if (verdict.machine.device, verdict.machine.name) != (device, name):
+                raise Unusable(f"it is about {verdict.machine.name}, and this is {name}")
+        except Unusable as error:
+            ignored.append(f"the verdict file {where} is ignored: {error}")
+            continue
+        _collect(verdict, rules, found, providers)
+    return Excluded(rules=found, providers=providers, ignored=tuple(ignored))
+
+
+def _collect(verdict: Results, rules: RuleSet, found: dict[str, str], providers: dict[tuple[str, str], str]) -> None:
+    for rule in rules:
+        proofs = [proof for proof in verdict.proofs if proof.rule == rule.id]
+        failed = [proof for proof in proofs if not proof.proved]
+        if not failed or verdict.rules.get(rule.id) != rule.digest:
+            continue
+        ops = {call.op for step in rule.replace for call in step.calls if call.op.startswith("rewriter::")}
+        if ops and verdict.machine.ops != ops_digest():
+            continue
+        tried = {proof.provider for proof in proofs if proof.examples or not proof.proved}
+        basic = [proof for proof in failed if proof.provider in FALLBACKS]
+        if basic or {proof.provider for proof in failed} == tried:
+            found.setdefault(rule.id, _reason(rule.id, (basic or failed)[0], verdict))
+            continue
+        for proof in failed:
+            for op in sorted(ops):
+                key = (op.removeprefix("rewriter::"), proof.provider)
+                providers.setdefault(key, _reason(f"{key[0]} by {key[1]}", proof, verdict))
+
+
+def _reason(what: str, proof: Proof, verdict: Results) -> str:
+    assert proof.failure is not None
+    return f"{what} failed its proof on this machine ({proof.dtype}, {proof.failure.kind}, {verdict.date})"
+
+
+def _files(name: str) -> Iterator[tuple[str, str]]:
+    """The user's verdict on the machine and the shipped ones about machines of its name, as texts."""
+    own = path(name)
+    candidates: Iterable[Any] = [own]
+    shipped = importlib.resources.files("rewriter.proof").joinpath("verdicts")
+    if shipped.is_dir():
+        candidates = [own, *(file for file in shipped.iterdir() if file.name == own.name)]
+    for file in candidates:
+        try:
+            yield str(file), file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            logger.warning("the verdict file %s cannot be read: %s", file, error)
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> Results:
+    try:
+        document = json.loads(text, parse_constant=_no_number)
+    except ValueError as error:
+        raise Unusable(f"it is not JSON ({error})") from None
+    wrong = next(_schema().iter_errors(document), None)
+    if wrong is not None:
+        raise Unusable(f"at {wrong.json_path}: {wrong.message[:200]}")
+    try:
+        return of_document(document)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unusable(str(error)) from error
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"found {text}, which JSON does not have")
+
+
+@functools.cache
+def _schema() -> Any:
+    import jsonschema
+
+    text = importlib.resources.files("rewriter.schemas").joinpath("verdict.schema.json").read_text(encoding="utf-8")
+    return jsonschema.Draft7Validator(json.loads(text))
