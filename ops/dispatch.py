@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from rewriter.ops import providers, registry
 
 if TYPE_CHECKING:
-    from rewriter.ops.registry import Config, Op
+    from rewriter.ops.registry import Config, Op, Provider
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,8 +27,10 @@ class Choice:
 # A call's op and `signature` -> what serves it.
 CHOSEN: dict[tuple[str, str], Choice] = {}
 _FORCED: dict[str, Choice] = {}
+_EXCLUDED: dict[tuple[str, str], str] = {}
 _COUNTERS: list[Counter[tuple[str, str]]] = []
-_CHOOSERS: list[Callable[[Op, tuple[Any, ...], str], Choice]] = []
+# Each with whether its choices hold beyond the call.
+_CHOOSERS: list[tuple[Callable[[Op, tuple[Any, ...], str], Choice], bool]] = []
 
 
 class Dispatcher:
@@ -56,10 +58,13 @@ class Dispatcher:
             return _REFERENCE
         key = (op.name, signature(arguments))
         if key not in CHOSEN:
-            if _CHOOSERS:
-                CHOSEN[key] = _CHOOSERS[-1](op, arguments, key[1])
-            else:
+            if not _CHOOSERS:
                 return _first(op, arguments)
+            chooser, remember = _CHOOSERS[-1]
+            choice = chooser(op, arguments, key[1])
+            if not remember:
+                return choice
+            CHOSEN[key] = choice
         return CHOSEN[key]
 
 
@@ -68,11 +73,7 @@ _REFERENCE = Choice(registry.REFERENCE)
 
 def candidates(op: Op, arguments: tuple[Any, ...]) -> list[Choice]:
     """Every provider worth timing for the call, with each of its configs; the reference is the last."""
-    able = {
-        name: provider
-        for name, provider in op.providers.items()
-        if name != registry.REFERENCE and provider.supports(*arguments) is None
-    }
+    able = _able(op, arguments)
     spared = {name for provider in able.values() for name in provider.instead_of}
     found = [
         Choice(name, config)
@@ -124,19 +125,37 @@ def counted() -> Iterator[Counter[tuple[str, str]]]:
 
 
 @contextlib.contextmanager
-def choosing(chooser: Callable[[Op, tuple[Any, ...], str], Choice]) -> Iterator[None]:
-    """`chooser(op, arguments, signature)` decides about calls inside that nothing has decided about yet."""
-    _CHOOSERS.append(chooser)
+def choosing(chooser: Callable[[Op, tuple[Any, ...], str], Choice], *, remember: bool = True) -> Iterator[None]:
+    """`chooser(op, arguments, signature)` decides about calls inside that nothing has decided about yet.
+
+    `remember`: for later calls too.
+    """
+    _CHOOSERS.append((chooser, remember))
     try:
         yield
     finally:
         _CHOOSERS.pop()
 
 
+def exclude(reasons: Mapping[tuple[str, str], str]) -> None:
+    """From here on the providers named by (op, provider) serve no call unless they are forced to."""
+    _EXCLUDED.update(reasons)
+    for key in [key for key, choice in CHOSEN.items() if (key[0], choice.provider) in _EXCLUDED]:
+        del CHOSEN[key]
+
+
+def _able(op: Op, arguments: tuple[Any, ...]) -> dict[str, Provider]:
+    """The fast providers that take the call."""
+    return {
+        name: provider
+        for name, provider in op.providers.items()
+        if name != registry.REFERENCE and (op.name, name) not in _EXCLUDED and provider.supports(*arguments) is None
+    }
+
+
 def _first(op: Op, arguments: tuple[Any, ...]) -> Choice:
-    for name, provider in op.providers.items():
-        if name != registry.REFERENCE and provider.supports(*arguments) is None:
-            return Choice(name, provider.configs(*arguments)[0])
+    for name, provider in _able(op, arguments).items():
+        return Choice(name, provider.configs(*arguments)[0])
     return _REFERENCE
 
 

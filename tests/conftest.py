@@ -1,8 +1,20 @@
-"""Without a GPU, Triton's kernels run in its interpreter. Triton reads the variable when it is imported."""
+"""Where there is no GPU, Triton's kernels run in its interpreter."""
 
+import gc
 import os
 
 import torch
 
+# Triton reads the variable when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """All modules and tests that were collected stay: no garbage collection need look at them again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()

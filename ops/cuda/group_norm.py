@@ -12,7 +12,7 @@ from rewriter.ops.registry import provide
 
 Optional = torch.Tensor | None
 
-_THREADS = 512
+_THREADS = 256
 _MOST_GROUPS = 64
 _CLUSTERS = (1, 2, 4, 8, 16)
 # Shared memory that a block may have, less what is not the tile.
@@ -160,24 +160,23 @@ def _configs(x: torch.Tensor, groups: int) -> list[dict[str, int]]:
     for width in widths[:4]:
         for cluster in _CLUSTERS:
             held = -(-rows // cluster)
-            if held * width * x.element_size() + (33 << 10) <= room and cluster <= max(1, rows // 4):
+            if (held * x.element_size() + 8) * width + (17 << 10) <= room and cluster <= max(1, rows // 4):
                 blocks = x.shape[0] * (x.shape[1] // width) * cluster
                 config = {"width": width, "cluster": cluster, "splits": 0}
-                found.append((abs(math.log2(blocks / wanted)), config))
+                # Two blocks fit on a multiprocessor; large clusters start late.
+                found.append((abs(math.log2(blocks / wanted / 1.5)) + 0.5 * math.log2(cluster), config))
     found.sort(key=lambda pair: pair[0])
     best = [config for _, config in found[:_MOST_CONFIGS]]
     width = next((w for w in widths if w * x.element_size() >= 256), widths[-1])
     chunks = x.shape[0] * (x.shape[1] // width)
-    splits = max(1, min(rows, 2 * wanted // chunks, 512))
-    parts = [{"width": width, "cluster": 0, "splits": splits}, {"width": width, "cluster": 0, "splits": 2 * splits}]
+    shares = dict.fromkeys(max(1, min(rows, blocks * wanted // chunks, 512)) for blocks in (4, 2))
+    parts = [{"width": width, "cluster": 0, "splits": splits} for splits in shares]
     return [*best, *(parts[:1] if best else parts)]
 
 
 def enter() -> None:
     """Adds the providers. The library must be loaded."""
     for plain in (group_norm, group_norm_silu):
-        provide(plain.__name__, "cuda", plain, _takes, lambda x, groups, *_: _configs(x, groups), ("triton",))
+        provide(plain.__name__, "cuda", plain, _takes, lambda x, groups, *_: _configs(x, groups))
     for summed in (add_group_norm, add_group_norm_silu, sum_group_norm_silu):
-        provide(
-            summed.__name__, "cuda", summed, _takes_sum, lambda x, _b, _a, groups, *_: _configs(x, groups), ("triton",)
-        )
+        provide(summed.__name__, "cuda", summed, _takes_sum, lambda x, _b, _a, groups, *_: _configs(x, groups))

@@ -55,8 +55,8 @@ def add_configs(x: torch.Tensor, weight: torch.Tensor, bias: Optional, residual:
 
 def enter() -> None:
     """Adds the providers. The library must be loaded."""
-    provide("linear_act", "cublaslt", linear_act, takes_act, act_configs)
-    provide("linear_add", "cublaslt", linear_add, takes_add, add_configs)
+    provide("linear_act", "cublaslt", linear_act, takes_act, act_configs, ("triton",))
+    provide("linear_add", "cublaslt", linear_add, takes_add, add_configs, ("triton",))
 
 
 def _linear(

@@ -200,7 +200,7 @@ def configs(
     images, filters, height, width = _shape(x, weight, stride, padding, dilation)
     pixels = images * height * width
     found = []
-    for columns, depth, warps, stages, resident in ((128, 64, 8, 5, 1), (64, 64, 4, 4, 2), (128, 128, 8, 3, 1)):
+    for columns, depth, warps, stages, resident in ((128, 64, 8, 5, 1), (64, 64, 4, 4, 2)):
         rows = min(128, max(16, triton.next_power_of_2(pixels)))
         tiles = triton.cdiv(pixels, rows) * triton.cdiv(filters, columns)
         parts = max(1, resident * multiprocessors(x.device) // tiles)

@@ -33,7 +33,21 @@ def _capability(device: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@functools.cache
+# Of the GPU that kernels are compiled or interpreted for where tensors are on the CPU; an H100's unless said otherwise.
+_assumed = 132
+
+
+def assume_multiprocessors(count: int) -> None:
+    """From here on tensors on the CPU stand for tensors on a GPU with so many multiprocessors."""
+    global _assumed
+    _assumed = count
+
+
 def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors share a kernel's programs; under the interpreter, those of an H100."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+    """How many multiprocessors share a kernel's programs."""
+    return _of_gpu(device) if device.type == "cuda" else _assumed
+
+
+@functools.cache
+def _of_gpu(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

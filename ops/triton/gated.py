@@ -35,7 +35,7 @@ def _geglu_supports(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> st
 
 
 def _geglu_configs(x: torch.Tensor, weight: torch.Tensor, _: Optional) -> Sequence[Mapping[str, Any]]:
-    return tiles(*_geglu_blank(x, weight))
+    return tiles(*_geglu_blank(x, weight))[:1]
 
 
 def _linear_act_cat(
@@ -75,7 +75,7 @@ def _cat_supports(
 
 def _cat_configs(left: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *_: Any) -> Sequence[Mapping[str, Any]]:
     other = _cat_blank(left, x, weight)[1]
-    return tiles(other, torch.empty(other.shape, device="meta"))
+    return tiles(other, torch.empty(other.shape, device="meta"))[:1]
 
 
 provide("linear_geglu", "gemm+triton", _linear_geglu, _geglu_supports, _geglu_configs)

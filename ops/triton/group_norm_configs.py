@@ -19,8 +19,8 @@ _SMALL = 16384
 # Partial statistics that a program merges.
 _MOST_ENTRIES = 4096
 # Tile of places, channels, programs for each multiprocessor, warps.
-_CHANNELS_INNER = ((64, 64, 4, 4), (128, 64, 4, 8), (32, 64, 8, 4), (64, 128, 4, 8), (128, 64, 2, 8))
-_PLACES_INNER = ((256, 16, 4, 4), (512, 8, 4, 4), (256, 16, 8, 8), (1024, 4, 4, 4))
+_CHANNELS_INNER = ((64, 64, 4, 4),)
+_PLACES_INNER = ((512, 8, 4, 4), (256, 16, 4, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def configs_for(shape: Shape) -> Sequence[Mapping[str, Any]]:
     if not whole:
         return split
     small = shape.frames * shape.places * shape.size <= _SMALL // 2
-    return [*whole, *split[:3]] if small else [*split[:4], *whole]
+    return [whole[0], split[0]] if small else [*split[:2], whole[0]]
 
 
 def _whole(shape: Shape) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def _configs(columns: int, rows: int) -> Sequence[Mapping[str, Any]]:
     """Rows per program and warps: a few rows where they are short, and 8 to 32 values for each thread."""
     width = triton.next_power_of_2(max(columns, 1))
     most = triton.next_power_of_2(max(rows, 1))
-    wanted = ((4096, 4), (2048, 4), (8192, 8), (4096, 8), (1024, 2), (1024, 1))
+    wanted = ((4096, 4), (2048, 4), (1024, 1))
     found = {(min(max(1, elements // width), most), max(warps, width // 2048)) for elements, warps in wanted}
     # Four warps with one row of up to 4,096 elements are the best guess, more rows the shorter they are.
     best = (min(max(1, 4096 // width), most), max(4, width // 2048))

@@ -161,17 +161,12 @@ def configs(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> Sequence[C
     if triton.cdiv(m, 128) * triton.cdiv(n, 128) >= multiprocessors(x.device):
         found = [
             sizes(128, 128, 64, warps=8, stages=4, persistent=1),
-            sizes(128, 64, 64, warps=4, stages=3, persistent=2),
-            sizes(256, 64, 64, warps=8, stages=3, persistent=1),
-            sizes(128, 128, 64, warps=8, stages=4),
             sizes(128, 64, 64, warps=4, stages=3),
         ]
     else:
         found = [
             sizes(128, 64, 64, warps=4, stages=3),
-            sizes(128, 32, 128, warps=4, stages=3),
             sizes(64, 64, 64, warps=4, stages=4),
-            sizes(64, 32, 128, warps=4, stages=4),
         ]
     if describable(x.reshape(-1, x.shape[-1]), weight, n):
         return found

@@ -132,10 +132,10 @@ class _Engine:
         tiers = [Tier([each for each in patterns if each.rule.benefit == benefit]) for benefit in benefits]
         again = True
         while again:
-            for tier in tiers:
-                tier.start(self.view)
+            for each in tiers:
+                each.start(self.view)
             # A rule of more benefit goes first everywhere, not only where both match at one node.
-            while tier := next((tier for tier in tiers if tier.pending), None):
+            while tier := next((each for each in tiers if each.pending), None):
                 node = tier.next()
                 changed = self.visit(node, tier.index, phase) if node.alive else None
                 if changed is not None:

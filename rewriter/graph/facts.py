@@ -74,7 +74,7 @@ class TensorFacts:
 
 
 def _in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether a tensor is dense with its dimensions in their own order; the stride of an extent of 1 does not matter."""
+    """Whether a tensor is dense with its dimensions in their own order; the stride of an extent of 1 is free."""
     expected = 1
     for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
         if extent != 1 and stride != expected:

@@ -17,7 +17,7 @@ from rewriter.language.rule import Rule, RuleSet
 from rewriter.measure import whole
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.layouts import record_layouts
-from rewriter.measure.providers import tuned
+from rewriter.measure.providers import compile_candidates, tuned
 from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
 from rewriter.measure.timing import Timing, compare
 
@@ -66,8 +66,12 @@ class _Choice:
 
     def choose(self, graph: torch_ir.Graph, arguments: Sequence[torch.Tensor] | None) -> Choice:
         free = self.rewrite(None, self.rules, _FREE, graph=graph)
-        base, rules, left_out = free, self.rules, ()
+        base, rules = free, self.rules
+        left_out: tuple[Rewrite, ...] = ()
         if arguments is not None:
+            if self.target.device == "cuda":
+                everything = self.rewrite(free, self.rules, _LAYOUT, *_LATER)
+                compile_candidates(whole.call(everything, self.weights, arguments), self.cache)
             base, rules, left_out = self.ordered(free, arguments)
         phases = (_LAYOUT, *_LATER) if base is free else tuple(_LATER)
         regions = _Regions(base.graph, rules, self.weights + len(base.prepared), self.target, self.cache, phases)

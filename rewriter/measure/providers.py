@@ -6,20 +6,25 @@ import contextlib
 import functools
 import hashlib
 import logging
+import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from rewriter import torch_ir
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.timing import stopwatch
-from rewriter.ops import dispatch, registry
+from rewriter.ops import dispatch, providers, registry
 from rewriter.ops.dispatch import Choice
 
 logger = logging.getLogger("rewriter")
 
 _SAMPLES = 3
+# The provider whose kernels are compiled when they are first launched, and below how many calls that is left so.
+_JUST_IN_TIME = "triton"
+_FEW = 8
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
 _LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -38,7 +43,7 @@ class ProviderChooser:
         choices = dispatch.candidates(op, arguments)
         if len(choices) == 1 or torch.cuda.is_current_stream_capturing():
             return choices[0]
-        key = f"{op.name} {_sources()} {hashlib.sha256(signature.encode()).hexdigest()[:24]}"
+        key = _key(op, signature)
         known = self.cache.choice(key)
         if known in choices:
             return known
@@ -69,6 +74,33 @@ class ProviderChooser:
             return float("inf")
 
 
+def compile_candidates(call: Callable[[], Any], cache: TimingCache) -> None:
+    """Compiles, many at a time, the kernels that will be timed for the ops in `call`, which is run once for that."""
+    tasks: list[str] = []
+
+    def collect(op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+        if cache.choice(_key(op, signature)) is None:
+            tasks.extend(
+                ahead.task(op.name, choice.provider, dict(choice.config), arguments)
+                for choice in dispatch.candidates(op, arguments)
+                if choice.provider == _JUST_IN_TIME
+            )
+        return Choice(registry.REFERENCE)
+
+    if "triton" in providers.load():
+        return
+    from rewriter.ops.triton import ahead
+
+    with dispatch.choosing(collect, remember=False), torch.no_grad(), torch_ir.plain_executor():
+        call()
+    if len(set(tasks)) < _FEW:
+        return
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    logger.info("compiling kernels for %d calls, once for this GPU", len(set(tasks)))
+    target = ahead.Target(10 * properties.major + properties.minor, properties.multi_processor_count)
+    ahead.compile_ahead(tasks, target)
+
+
 @contextlib.contextmanager
 def tuned(device: str, cache: TimingCache | None = None) -> Iterator[None]:
     """Calls inside choose their providers by measurement on a GPU; elsewhere there is nothing to choose."""
@@ -81,6 +113,10 @@ def tuned(device: str, cache: TimingCache | None = None) -> Iterator[None]:
     cache.save()
 
 
+def _key(op: registry.Op, signature: str) -> str:
+    return f"{op.name} {_sources()} {hashlib.sha256(signature.encode()).hexdigest()[:24]}"
+
+
 def _distance(found: Any, expected: Any) -> float:
     """Relative L2 distance of the outputs together, over what is finite in the reference; NaN where a NaN is new."""
     pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
@@ -89,7 +125,7 @@ def _distance(found: Any, expected: Any) -> float:
         finite = other.isfinite()
         square += float((one.double() - other.double())[finite].square().sum())
         scale += float(other.double()[finite].square().sum())
-    return (square / scale) ** 0.5 if scale else square**0.5
+    return math.sqrt(square / scale if scale else square)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

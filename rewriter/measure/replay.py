@@ -47,10 +47,10 @@ class Replayed:
         # This includes what the host needs to launch, so it is an upper bound.
         once = max(first.elapsed_time(last) * 1e-3, 1e-7)
         self.repeats = max(1, min(_REPEATS, int(_SAMPLE_SECONDS / once)))
-        self.graph = torch.cuda.CUDAGraph()
+        self.graph, shared = torch.cuda.CUDAGraph(), pool()
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.stream(stream):
-            self.graph.capture_begin(pool=_pool())
+            self.graph.capture_begin(pool=shared)
             try:
                 for _ in range(self.repeats):
                     function()
@@ -66,18 +66,26 @@ class Replayed:
         self.graph.replay()
         self._last.record()
         self._last.synchronize()
-        return self._first.elapsed_time(self._last) * 1e-3 / self.repeats
+        milliseconds: float = self._first.elapsed_time(self._last)
+        return milliseconds * 1e-3 / self.repeats
 
 
-_POOLS: dict[int, Any] = {}
+_POOLS: dict[int, tuple[Any, torch.cuda.CUDAGraph]] = {}
 
 
-def _pool() -> Any:
-    """Memory that all timings on a device share; nothing in it outlives its timing."""
+def pool() -> Any:
+    """Memory that all recorded graphs of a device share: they are never replayed at the same time."""
     device = torch.cuda.current_device()
     if device not in _POOLS:
-        _POOLS[device] = torch.cuda.graph_pool_handle()
-    return _POOLS[device]
+        handle, anchor = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            # A pool ends with the last of its graphs and cannot be used again. This graph stays.
+            anchor.capture_begin(pool=handle)
+            torch.zeros(1, device="cuda")
+            anchor.capture_end()
+        _POOLS[device] = handle, anchor
+    return _POOLS[device][0]
 
 
 def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:

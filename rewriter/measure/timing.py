@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from rewriter import torch_ir
+
+_log = logging.getLogger("rewriter")
 
 _PAIRS = 7
 _TURNS = 12
@@ -89,7 +92,8 @@ def stopwatch(function: Callable[[], Any], device: str, *, repeat: bool = True) 
         try:
             if not host_keeps_up(function):
                 return Replayed(function)
-        except RuntimeError:
+        except RuntimeError as error:
+            _log.info("timed by launching, because recording failed: %s", str(error).strip().splitlines()[-1:])
             torch.cuda.synchronize()
     return Launched(function, device, repeat=repeat)
 

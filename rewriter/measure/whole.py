@@ -30,7 +30,7 @@ def fastest(
     keys = [hashlib.sha256(f"{shapes}{one.graph}".encode()).hexdigest()[:24] for one in candidates]
     known = [cache.get(key) for key in keys]
     if any(timing is None for timing in known):
-        calls = [_call(candidate, weights, arguments) for candidate in candidates]
+        calls = [call(candidate, weights, arguments) for candidate in candidates]
         seconds = in_turn(calls, device)
         known = [Timing(before=seconds[-1] * 1e6, after=each * 1e6) for each in seconds]
         for key, timing in zip(keys, known, strict=True):
@@ -49,7 +49,8 @@ def inputs(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]
     return [*arguments[:first], *tensors]
 
 
-def _call(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]) -> Callable[[], Any]:
+def call(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]) -> Callable[[], Any]:
+    """The candidate's graph as a function of nothing."""
     given = inputs(candidate, weights, arguments)
     function = torch_ir.function_from_graph(candidate.graph)
     return lambda: function(*given)

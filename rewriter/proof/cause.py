@@ -58,7 +58,7 @@ def _zeros(x: Any) -> Any:
     """Zeros that lie in memory as x does."""
     if not isinstance(x, torch.Tensor):
         return x
-    storage = x.new_empty(0).set_(x.untyped_storage()).clone()  # type: ignore[call-overload]
+    storage = x.new_empty(0).set_(x.untyped_storage()).clone()
     view = storage.as_strided(x.shape, x.stride(), x.storage_offset())
     own(view).zero_()
     return view

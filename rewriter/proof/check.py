@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import random
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import hypothesis
 from hypothesis import strategies as st
 
-from rewriter.language.conditions import LAYOUTS, VALUE_CLASSES, TensorInput
+from rewriter.language.conditions import VALUE_CLASSES
 from rewriter.language.rule import Rule
 from rewriter.ops import providers
 from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof.cause import diagnosed
+from rewriter.proof.drawing import drawn, empty, simpler
 from rewriter.proof.fused import GRAPH, ops_of
 from rewriter.proof.oracle import InvalidExample
 from rewriter.proof.outcome import Example, Failure, Proof
-from rewriter.proof.sample import ImpossibleSample, dtypes_of, layouts_of
+from rewriter.proof.sample import ImpossibleSample, dtypes_of
 from rewriter.proof.trial import Result, trial_of
 
 __all__ = ["Result", "dtypes_of", "prove", "providers_of", "run_example"]
@@ -82,41 +82,26 @@ class _Search:
     provider: str
     device: str
     watch: Callable[[Example], None]
+    attempts: int = 0
     examples: int = 0
     unsupported: int = 0
     worst: float = 0.0
     ratio: float = 0.0
     invalid: str = ""
-    failed: dict[str, Failure] = dataclasses.field(default_factory=dict)
-    shrinking: int = 0
-    # Examples beside those that count.
-    extra: set[str] = dataclasses.field(default_factory=set)
 
     def run(self, examples: int, seed: int | None) -> Proof:
         failure = None
         names = f"{self.rule.id} {self.dtype} {self.provider}"
-        # Warnings and health checks of hypothesis are about tests that people write.
-        settings = hypothesis.settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-            phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate, hypothesis.Phase.shrink),
-            report_multiple_bugs=False,
-            verbosity=hypothesis.Verbosity.quiet,
-        )
-        interpreted = self.device == "cpu" and self.provider not in (REFERENCE, GRAPH)
-        drawn = hypothesis.given(_examples(self.rule, self.dtype, _INTERPRETED if interpreted else None))(self.attempt)
-        for example in _empty(self.rule, self.dtype):
-            self.extra.add(str(example))
-            drawn = hypothesis.example(example)(drawn)
         try:
-            hypothesis.seed(zlib.crc32(names.encode()) if seed is None else seed)(settings(drawn))()
+            self.search(examples, zlib.crc32(names.encode()) if seed is None else seed)
+            for example in empty(self.rule, self.dtype):
+                self.attempt(example, counts=False)
         except _Refuted as refuted:
-            failure = self.explained(refuted.failure)
-        except (_Refused, hypothesis.errors.Unsatisfiable):
-            if not self.unsupported:
-                failure = self.without_example()
+            failure = self.explained(self.shrunk(refuted.failure))
+        except _Refused:
+            pass
+        except hypothesis.errors.Unsatisfiable:
+            failure = None if self.unsupported else self.without_example()
         return Proof(
             rule=self.rule.id,
             dtype=self.dtype,
@@ -129,54 +114,81 @@ class _Search:
             failure=failure,
         )
 
-    def attempt(self, example: Example) -> None:
-        failure = self.failure(example)
-        if failure is not None:
-            # From one place only: hypothesis takes failures for different ones that are raised at different lines.
-            raise _Refuted(failure)
+    def search(self, examples: int, seed: int) -> None:
+        interpreted = self.device == "cpu" and self.provider not in (REFERENCE, GRAPH)
+        most = _INTERPRETED if interpreted else None
+        # The interpreter reads subnormal numbers of bf16 as others.
+        values = [each for each in VALUE_CLASSES if (self.dtype, each) != ("bf16", "subnormal") or not interpreted]
 
-    def failure(self, example: Example) -> Failure | None:
-        text = str(example)
-        if text in self.failed:
-            return self.failed[text]
-        if self.failed:
-            self.shrinking += 1
-            if self.shrinking > _SHRINKING:
-                return None
-        self.watch(example)
-        try:
-            outcome = trial_of(self.rule, example, self.device, self.provider).run()
-        except (InvalidExample, ImpossibleSample) as error:
-            self.invalid = f"{error} ({example})"
-            hypothesis.reject()
+        # One number stands for everything: given many, hypothesis makes new examples of old ones' parts, and most of
+        # the extents and classes would come up in few of them.
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+            phases=(hypothesis.Phase.generate,),
+            verbosity=hypothesis.Verbosity.quiet,
+        )
+        @hypothesis.given(st.integers(0, 2**63 - 1))
+        def run(number: int) -> None:
+            chooser = random.Random(number)
+            example = drawn(self.rule, self.dtype, chooser, self.attempts, most=most, values=values)
+            self.attempts += 1
+            if not self.attempt(example):
+                hypothesis.reject()
+
+        run()
+
+    def attempt(self, example: Example, *, counts: bool = True) -> bool:
+        """Whether the example ran. Raises _Refuted where it fails, _Refused where the provider takes none of many."""
+        outcome = self.outcome(example)
         if isinstance(outcome, Failure):
-            return self.noted(text, outcome)
-        if not self.failed:
-            self.count(outcome, text not in self.extra)
-        return None
-
-    def noted(self, text: str, failure: Failure) -> Failure | None:
-        assert failure.example is not None
-        if failure.kind == "does not fire" and any(extent == 0 for _, extent in failure.example.dims or ()):
-            # No extents of the entry's, but drawn in addition.
-            hypothesis.reject()
-        if any(failure.kind != first.kind for first in self.failed.values()):
-            # While one failure is shrunk, another kind of it is none.
-            return None
-        self.failed[text] = failure
-        return failure
-
-    def count(self, result: Result, counts: bool) -> None:
-        if not result.supported:
-            self.unsupported += 1
+            if outcome.kind == "does not fire" and not counts:
+                # Not an example of the entry's, which begins at 1.
+                return False
+            raise _Refuted(outcome)
+        if outcome is None:
+            return False
+        if not outcome.supported:
+            self.unsupported += counts
             if not self.examples and self.unsupported >= _REFUSED:
                 raise _Refused
-            hypothesis.reject()
+            return False
         self.examples += counts
-        self.worst = max(self.worst, result.share)
-        self.ratio = max(self.ratio, result.ratio)
+        self.worst = max(self.worst, outcome.share)
+        self.ratio = max(self.ratio, outcome.ratio)
+        return True
+
+    def outcome(self, example: Example) -> Result | Failure | None:
+        """None where the pattern does not run."""
+        self.watch(example)
+        try:
+            return trial_of(self.rule, example, self.device, self.provider).run()
+        except (InvalidExample, ImpossibleSample) as error:
+            self.invalid = f"{error} ({example})"
+            return None
+
+    def shrunk(self, failure: Failure) -> Failure:
+        """The same kind of failure on the simplest example that is found by taking away one thing after the other."""
+        tried: set[Example] = set()
+        again = True
+        while again:
+            again = False
+            assert failure.example is not None
+            for example in simpler(self.rule, failure.example):
+                if example == failure.example or example in tried or len(tried) >= _SHRINKING:
+                    continue
+                tried.add(example)
+                outcome = self.outcome(example)
+                if isinstance(outcome, Failure) and outcome.kind == failure.kind:
+                    failure, again = outcome, True
+                    break
+        return failure
 
     def explained(self, failure: Failure) -> Failure:
+        """With what the operands tell."""
         assert failure.example is not None
         outcome = run_example(self.rule, failure.example, device=self.device, provider=self.provider)
         return outcome if isinstance(outcome, Failure) else failure
@@ -190,54 +202,11 @@ class _Search:
         )
 
 
-class _Refuted(Exception):
+# Not exceptions that hypothesis would catch, to run the example again.
+class _Refuted(BaseException):
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
 
 
-class _Refused(Exception):
+class _Refused(BaseException):
     """The provider takes none of many examples."""
-
-
-@st.composite
-def _examples(draw_from: Any, rule: Rule, dtype: str, most: int | None) -> Example:
-    """Shrinks to the least dims, contiguous operands and normal numbers. `most`: elements of an operand."""
-    tensors = [name for name, given in rule.inputs.items() if isinstance(given, TensorInput)]
-    layouts = [layout for layout in LAYOUTS if any(layout in layouts_of(rule, name) for name in tensors)] or LAYOUTS[:1]
-    dims = {
-        name: draw_from(st.sampled_from(given.choices) if given.choices else st.integers(given.low, given.high))
-        for name, given in rule.dims.items()
-    }
-    if most is not None:
-        _reduce(rule, dims, most)
-    return Example(
-        dims=tuple(dims.items()) or None,
-        layout=draw_from(st.sampled_from([*layouts, *[None] * len(layouts)])),
-        values=draw_from(st.sampled_from(VALUE_CLASSES)),
-        choice=draw_from(st.integers(0, max(len(step.calls) for step in rule.match) - 1)),
-        dtype=dtype,
-        seed=draw_from(st.integers(0, 2**16 - 1)),
-    )
-
-
-def _empty(rule: Rule, dtype: str) -> Iterator[Example]:
-    """One example for each extent that may be 0: chance would leave most of them out."""
-    least = {
-        name: given.choices[0] if given.choices else max(given.low, min(2, given.high))
-        for name, given in rule.dims.items()
-    }
-    for name, given in rule.dims.items():
-        if not given.choices and given.low <= 1:
-            dims = tuple({**least, name: 0}.items())
-            yield Example(dims=dims, layout=None, values="normal", choice=0, dtype=dtype, seed=0)
-
-
-def _reduce(rule: Rule, dims: dict[str, int], most: int) -> None:
-    """Halves the widest ranges until every operand has at most so many elements, or all are at their least."""
-    ranges = {name: max(given.low, 1) for name, given in rule.dims.items() if not given.choices}
-    shapes = [given.shape for given in rule.inputs.values() if isinstance(given, TensorInput)]
-    while any(math.prod(each.evaluate(dims) or 0 for each in shape) > most for shape in shapes):
-        widest = max(ranges, key=lambda name: dims[name] - ranges[name], default=None)
-        if widest is None or dims[widest] <= ranges[widest]:
-            return
-        dims[widest] = max(dims[widest] // 2, ranges[widest])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rewriter.proof.sample import name_of
 from rewriter.proof.tolerance import ROUNDOFF, Verdict, judged
 
 
@@ -35,17 +36,17 @@ def compared(output: Output, tolerance: float) -> Verdict | Difference:
     """The errors of one output, or what is wrong with it."""
     fused, unfused = output.fused, output.unfused
     if (fused.shape, fused.dtype) != (unfused.shape, unfused.dtype):
-        found, expected = (f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in (fused, unfused))
+        found, expected = (f"{list(x.shape)} {name_of(x.dtype)}" for x in (fused, unfused))
         return Difference("wrong shape", f"output {output.name}: found {found}, expected {expected}")
     if fused.dtype not in ROUNDOFF:
         wrong = fused != unfused
         return _exactly(output, wrong) if bool(wrong.any()) else Verdict("difference", 0.0, 0.0, 0.0)
     # Right is what the unfused program gives, and what wider arithmetic gives: a fused program that keeps its sums in
     # f32 does not overflow where the unfused one does. Near the largest number the order of additions decides.
-    found = _classes(fused)
+    classes = _classes(fused)
     wrong = torch.ones_like(fused, dtype=torch.bool)
     for right in (unfused, output.exact.to(fused.dtype), *(each.to(fused.dtype) for each in output.others)):
-        wrong &= found != _classes(right)
+        wrong &= classes != _classes(right)
     if output.overflows:
         wrong &= output.exact.isnan() | output.exact.isinf()
     if bool(wrong.any()):

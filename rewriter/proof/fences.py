@@ -25,7 +25,7 @@ _ALLOCATING = frozenset(
 
 def storage_of(x: torch.Tensor) -> torch.Tensor:
     """All elements of the storage in which x lies: [numel of the storage], x's dtype, sharing its memory."""
-    return x.new_empty(0).set_(x.untyped_storage())  # type: ignore[call-overload]
+    return x.new_empty(0).set_(x.untyped_storage())
 
 
 def snapshot(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

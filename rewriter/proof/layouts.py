@@ -85,12 +85,12 @@ def _tiny(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
 
 
 def _sprinkled(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """NaN, Inf and -Inf at one place each, as far as there are places."""
     x = _normal(shape, generator)
     specials = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)
-    flat = x.view(-1)
-    for _ in range(min(3, flat.numel())):
-        at = int(torch.randint(flat.numel(), (1,), generator=generator))
-        flat[at] = specials[int(torch.randint(3, (1,), generator=generator))]
+    places = torch.randperm(x.numel(), generator=generator)[:3]
+    first = int(torch.randint(3, (1,), generator=generator))
+    x.view(-1)[places] = specials.roll(first)[: len(places)]
     return x
 
 

@@ -14,11 +14,14 @@ import torch
 from rewriter.language.rule import Rule
 from rewriter.ops import dispatch
 from rewriter.ops.registry import OPS, REFERENCE
+from rewriter.proof.fences import restore, snapshot
+from rewriter.proof.layouts import own
 from rewriter.proof.program import PatternModule, flat, run_step
 from rewriter.proof.tolerance import ROUNDOFF, STEP
 
-# f64 programs with noise: enough that not all of them come out right by luck.
-_DRAWS = 5
+# f64 programs with noise, and unfused ones on other operands: enough that not all of them come out right by luck.
+_DRAWS = 4
+_NEIGHBOURS = 2
 # The noise in roundings of a value of the pattern, and what f32 sums inside of an op are off by.
 _ROUNDINGS = 1.0
 _SUMS = 8.0 * ROUNDOFF[torch.float32]
@@ -47,9 +50,9 @@ class Unfused:
 class Exact:
     """The pattern in f64. `noise`: for each element of each output, what rounding may cost.
 
-    That is the largest change over a few runs in which every operand is off by some roundings of f32, in which sums
-    inside of an op are kept, and every value of the pattern by a rounding of its own dtype. It tells how
-    ill-conditioned an example is, which the error of one unfused run does not: that may be 0 by luck.
+    One unfused run does not tell: its error may be 0 by luck. So that is the largest of the errors of the pattern in
+    its own dtype on some operands next to these, and of the changes of the f64 result where every operand is off by
+    some roundings of f32, in which sums inside of an op are kept, and every value of the pattern by one of its dtype.
     `overflows`: values of the pattern come near the largest number of their dtype. `others`: where NaN or Inf come up,
     what else is right there, as torch's own ops disagree: the pattern in f32, as its GELU of Inf is NaN in f32 and Inf
     in f64; and Inf where results grow without bound as a number in place of an Inf does, as its norms times an infinite
@@ -106,9 +109,8 @@ def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) 
         noise = [torch.zeros_like(output) for output in outputs]
         for _ in range(_DRAWS):
             noisy = _outputs(module.rule, _run(module, plain, wide, generator))
-            for most, output, result in zip(noise, outputs, noisy, strict=True):
-                change = (_wide(result, torch.float64) - output).abs()
-                torch.maximum(most, torch.where(change.isfinite(), change, 0.0), out=most)
+            _widen(noise, noisy, outputs)
+        _widen_by_neighbours(noise, module, plain, wide, generator)
         others = []
         if not all(bool(output.isfinite().all()) for output in (*outputs, *plain.outputs)):
             others.append(_outputs(module.rule, _run(module, plain, torch.float32, None)))
@@ -119,8 +121,31 @@ def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) 
     return Exact(outputs, noise, _overflows(plain, names), others)
 
 
+def _widen(noise: list[torch.Tensor], results: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
+    """Makes the noise at least the distance between two results, in place."""
+    for most, result, output in zip(noise, results, exact, strict=True):
+        change = (_wide(result, torch.float64) - _wide(output, torch.float64)).abs()
+        torch.maximum(most, torch.where(change.isfinite(), change, 0.0), out=most)
+
+
+def _widen_by_neighbours(
+    noise: list[torch.Tensor], module: PatternModule, plain: Unfused, wide: torch.dtype, generator: torch.Generator
+) -> None:
+    """Makes the noise at least the pattern's own error on operands that differ from these in their last digits."""
+    tensors = [x for x in flat(module.operands.values()) if isinstance(x, torch.Tensor)]
+    before = snapshot(tensors)
+    for _ in range(_NEIGHBOURS):
+        for x in tensors:
+            if x.dtype in ROUNDOFF:
+                own(x).copy_(_noisy(own(x).double(), 2 * ROUNDOFF[x.dtype], 0.0, generator))
+        outputs = _outputs(module.rule, _run(module, plain, wide, None))
+        with contextlib.suppress(InvalidExample):
+            _widen(noise, unfused(module).outputs, outputs)
+        restore(tensors, before)
+
+
 def _limit(x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Inf where x, the output for huge operands, is huge itself; elsewhere nothing new, the output for infinite ones."""
+    """Inf where x, the output for huge operands, is huge itself; elsewhere the output for infinite ones."""
     return torch.where(x.abs() > math.sqrt(_HUGE), x * math.inf, output)
 
 

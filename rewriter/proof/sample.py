@@ -48,7 +48,7 @@ class Sample:
         if not any(isinstance(each, torch.Tensor) for each in values):
             return str(value) if not isinstance(value, list) or any(each is not None for each in value) else "None"
         return " and ".join(
-            f"{list(each.shape)} {_NAMES[each.dtype]} {self.layouts.get((name, position), '')}".rstrip()
+            f"{list(each.shape)} {name_of(each.dtype)} {self.layouts.get((name, position), '')}".rstrip()
             if isinstance(each, torch.Tensor)
             else str(each)
             for position, each in enumerate(values)
@@ -56,6 +56,11 @@ class Sample:
 
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What rule files call it."""
+    return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def dtypes_of(rule: Rule) -> tuple[str, ...]:
@@ -87,7 +92,7 @@ def _kind(rule: Rule, name: str, dtype: str) -> str:
         return dtype if dtype in given.dtype else given.dtype[0]
     named = condition.dtype if condition is not None else ()
     # A mask that must be boolean, an index: nothing to do with the dtype that is proved.
-    return named[0] if named and not any(DTYPES[each].is_floating_point for each in named if each in DTYPES) else dtype
+    return named[0] if named and all(each in DTYPES and not DTYPES[each].is_floating_point for each in named) else dtype
 
 
 def _allowed(rule: Rule, name: str, kind: str) -> bool:
@@ -139,7 +144,8 @@ def draw(
     count = max(counts, default=2)
     starred = {var.name: var.starred for step in rule.match for var in read_variables(step.statement)}
     absent = {name for name, given in tensors.items() if given.optional and chooser.random() < 0.3}
-    special = _special(tensors.keys() - absent, values, chooser)
+    able = [name for name, given in tensors.items() if name not in absent and values in (given.values or [values])]
+    special = _special(able, values, chooser)
     sample = Sample({}, extents, dtype)
     for name, given in rule.inputs.items():
         if not isinstance(given, TensorInput):
@@ -153,7 +159,9 @@ def draw(
                 raise ImpossibleSample(
                     f"rule {rule.id}: {name} has {size} elements where {extents}; at most {_LARGEST} are drawn"
                 )
-            kind = DTYPES[_kind(rule, name, dtype)]
+            kind = DTYPES.get(_kind(rule, name, dtype))
+            if kind is None:
+                raise ImpossibleSample(f"rule {rule.id}: {name}: no numbers of {_kind(rule, name, dtype)} can be drawn")
             allowed = layouts_of(rule, name)
             made = []
             for position in range(count if starred.get(name) else 1):
@@ -165,13 +173,15 @@ def draw(
     return sample
 
 
-def _special(names: set[str], values: str, chooser: random.Random) -> set[str]:
-    """The operands that have the value class: NaN would spread from a second one over all that the first leaves."""
-    ordered = sorted(names)
-    if not ordered:
+def _special(names: list[str], values: str, chooser: random.Random) -> set[str]:
+    """Of the operands that may have the value class, those that do: always one, and not always all.
+
+    Only one has NaN and Inf: from a second one they would spread over all that the first leaves.
+    """
+    if not names:
         return set()
-    one = chooser.choice(ordered)
-    return {one} if values == "nan_inf" else {name for name in ordered if name == one or chooser.random() < 0.5}
+    one = chooser.choice(names)
+    return {one} if values == "nan_inf" else {name for name in names if name == one or chooser.random() < 0.5}
 
 
 def _numbers(

@@ -109,12 +109,10 @@ class CudaGraphRunner:
         self._entries.move_to_end(key)
         while len(self._entries) > _MOST_GRAPHS:
             self._entries.popitem(last=False)
+        if entry.replay is None and entry.refused is None and entry.calls >= _CALLS_BEFORE:
+            self._try(entry, activations, weights, state)
         if entry.replay is not None:
             return entry.replay(activations, weights, state)
-        if entry.refused is None and entry.calls >= _CALLS_BEFORE:
-            self._try(entry, activations, weights, state)
-            if entry.replay is not None:
-                return entry.replay(activations, weights, state)
         entry.calls += 1
         entry.watched.look(activations)
         if entry.calls > 1:
@@ -125,9 +123,8 @@ class CudaGraphRunner:
     def _try(self, entry: _Entry, activations: Tensors, weights: Tensors, state: int | None) -> None:
         """Records the call and keeps the recording if it gives the same result faster."""
         steady = entry.watched.unchanged(activations)
-        if all(steady):
-            # The same call again tells nothing of what will stay the same in a loop.
-            steady = [False] * len(activations)
+        # The first argument is the sample, which every step of a loop changes, in ways that torch may not see.
+        steady[:1] = [False]
         try:
             if not self._worth_recording(lambda: self._plain(activations, weights)):
                 raise NotRecordable("the kernels are long enough for the host to keep up")
@@ -192,8 +189,10 @@ class Replay:
         return 0 if self._split is None else self._split.kept
 
     def __call__(self, activations: Tensors, weights: Tensors, state: int | None) -> tuple[torch.Tensor, ...]:
+        # What is not hoisted is always copied: a write that torch does not see, by a kernel of the caller's own, must
+        # not be missed in the sample.
         same = self._watched.unchanged(activations)
-        moved = [index for index, is_same in enumerate(same) if not is_same]
+        moved = [index for index, is_same in enumerate(same) if not (is_same and index in self._steady)]
         if moved:
             with torch.no_grad():
                 torch._foreach_copy_([self._held[index] for index in moved], [activations[index] for index in moved])
@@ -233,28 +232,22 @@ class Replay:
 
 def record_kernels(function: Function) -> tuple[Callable[[], None], tuple[torch.Tensor, ...]]:
     """Records what `function` launches as a CUDA graph, in a pool of memory that all graphs of a device share."""
+    from rewriter.measure.replay import pool
+
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), stream=stream):
+    with torch.cuda.graph(graph, pool=pool(), stream=stream):
         results = function()
     return graph.replay, results
 
 
 _PLAYING = threading.RLock()
-_POOLS: dict[int, Any] = {}
 # The last replay on each device, which the next one has to wait for: they share memory.
 _LAST: dict[int, torch.cuda.Event] = {}
-
-
-def _pool() -> Any:
-    device = torch.cuda.current_device()
-    if device not in _POOLS:
-        _POOLS[device] = torch.cuda.graph_pool_handle()
-    return _POOLS[device]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Leaves out the rules that failed their proof on the machine that a graph is for."""
+"""Leaves out the rules and the providers that failed their proof on the machine that a graph is for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 
 def usable(rules: RuleSet, target: Target) -> tuple[RuleSet, tuple[str, ...]]:
-    """The rules without those that failed, and what the report says about it."""
+    """The rules without those that failed, and what the report says about it. Providers that failed serve no op."""
     from rewriter.language import RuleSet
+    from rewriter.ops import dispatch
     from rewriter.proof import verdict
 
     if target.device not in ("cpu", "cuda"):
@@ -21,5 +22,7 @@ def usable(rules: RuleSet, target: Target) -> tuple[RuleSet, tuple[str, ...]]:
         f"left out: {reason}; `rewriter test --device {target.device} --rule {rule}` proves it anew"
         for rule, reason in found.rules.items()
     ]
+    dispatch.exclude(found.providers)
+    left_out += [f"not used: {reason}" for reason in found.providers.values()]
     kept = RuleSet(tuple(rule for rule in rules if rule.id not in found.rules))
     return (kept if left_out else rules), (*left_out, *found.ignored)

@@ -74,3 +74,41 @@ def test_json(rule_file: WriteRules, capsys: pytest.CaptureFixture[str]) -> None
     assert (error["file"], error["found"], error["suggestion"]) == (str(bad), "inptus", "inputs")
     assert error["line"] == 14
     assert error["column"] == 5
+
+
+RELU = "    inputs:\n      x: {shape: [N]}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            RELU,
+            f"    where:\n      x: {{rank: 2}}\n{RELU}",
+            ("20:9: rule double-relu", "does not fire", "x has rank 1"),
+        ),
+        ("shape: [N, C]", "shape: [N - 4, C]", ("5:9: rule dropout-off", "x: N - 4 is -", "expected `dims` that")),
+        ("p: [0.1, 0.5]", "p: [3.0]", ("5:9: rule dropout-off", "the pattern refuses", "has to be between 0 and 1")),
+        ("x: {shape: [N]}", "x: {shape: [N], dtype: bool}", ("20:9: rule double-relu", "the pattern refuses", "bool")),
+        (RELU, f"    where:\n      x: {{dtype: f8e4m3}}\n{RELU}", ("20:9: rule double-relu", "no dtype", "`where`")),
+    ],
+    ids=["rank", "shape", "constant", "dtype", "no-dtype"],
+)
+def test_an_entry_that_allows_no_proof(
+    rule_file: WriteRules, capsys: pytest.CaptureFixture[str], old: str, new: str, words: tuple[str, ...]
+) -> None:
+    path = rule_file("bad.yaml", old, new)
+    assert main(["check", str(path), str(rule_file())]) == 1
+    line, summary = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path}:")
+    assert "no proof can be generated from its entry" in line
+    for word in words:
+        assert word in line
+    assert summary == "1 error in 2 files"
+
+
+def test_ops_without_a_cpu_implementation_are_no_error(
+    rule_file: WriteRules, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rule_file("gpu.yaml", "a = aten::relu(x)\n      y = aten::relu(a)", "y = aten::_cslt_compress(x)")
+    assert main(["check", str(path)]) == 0, capsys.readouterr().out

@@ -9,11 +9,16 @@ import pytest
 
 import rewriter.demo
 from rewriter.cli.main import main
+from rewriter.demo import comparison
 
 
 def test_demo(
-    rule_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    rule_file: Callable[..., pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(comparison, "_TIMING_SECONDS", 0.5)
     options = ["--steps", "2", "--seed", "7", "--rules", str(rule_file()), "--out", str(tmp_path / "out")]
     assert main(["demo", "--device", "cpu", *options, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

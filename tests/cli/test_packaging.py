@@ -13,17 +13,21 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+# Folders that lie inside `rewriter` once installed.
+FOLDERS = ("rewriter", "ops", "rules", "csrc", "schemas")
+
+
 def _settings() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
 
 
 def test_every_package_is_listed() -> None:
     settings = _settings()
-    mapped = settings["package-dir"]
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "rewriter").rglob("__init__.py")}
-    names = {folder.replace("/", ".") for folder in folders} | set(mapped)
+    names = []
+    for package, folder in {"rewriter": "rewriter", **settings["package-dir"]}.items():
+        for path in (ROOT / folder).rglob("__init__.py"):
+            names.append(".".join([package, *path.parent.relative_to(ROOT / folder).parts]))
     assert sorted(names) == sorted(settings["packages"])
-    assert all((ROOT / folder / "__init__.py").is_file() for folder in mapped.values())
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The files in a wheel built from a copy of the sources, so that nothing is left behind in the repository."""
     pytest.importorskip("setuptools", minversion="77")
     sources, target = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("wheel")
-    for folder in ("rewriter", "ops", "rules", "schemas"):
+    for folder in FOLDERS:
         shutil.copytree(ROOT / folder, sources / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, sources)
@@ -52,9 +56,9 @@ def test_wheel_has_one_import_name(wheel_names: list[str]) -> None:
 def test_wheel_has_all_code_and_data(wheel_names: list[str]) -> None:
     mapped = {folder: name.replace(".", "/") for name, folder in _settings()["package-dir"].items()}
     expected = {"rewriter/py.typed", "rewriter/schemas/rule-file.schema.json"}
-    for folder in ("rewriter", "ops", "rules", "schemas"):
+    for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".json", ".safetensors"):
+            if path.suffix in (".py", ".yaml", ".json", ".safetensors", ".cu", ".h"):
                 relative = path.relative_to(ROOT / folder).as_posix()
                 expected.add(f"{mapped.get(folder, folder)}/{relative}")
     assert expected - set(wheel_names) == set()

@@ -85,19 +85,20 @@ def test_the_page_needs_nothing_from_outside(digits: DemoResult) -> None:
     assert all(link.startswith("data:image/png;base64,") for link in links.found)
 
 
-@pytest.mark.parametrize("rounds", [1, 2])
-def test_a_large_video_model_is_timed_one_way_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+@pytest.mark.parametrize(("model", "rounds"), [("svd-xt-tiny", 2), ("digits", 1)])
+def test_a_large_model_is_timed_one_way_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, rounds: int
 ) -> None:
     monkeypatch.setattr(comparison, "_TWIN_BYTES", 0)
     monkeypatch.setattr(comparison, "_rounds", lambda _: rounds)
-    result = run_demo("svd-xt-tiny", out=tmp_path, steps=1)
+    result = run_demo(model, out=tmp_path, steps=1)
     assert not result.interleaved
     assert result.rounds == rounds
-    assert result.pictures == 3
     assert result.relative_difference < 1e-4
-    with Image.open(result.files["eager"]) as sheet:
-        assert sheet.width > 2.5 * sheet.height
+    if model == "svd-xt-tiny":
+        assert result.pictures == 3
+        with Image.open(result.files["eager"]) as sheet:
+            assert sheet.width > 2.5 * sheet.height
 
 
 @pytest.mark.parametrize(

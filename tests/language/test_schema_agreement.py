@@ -119,18 +119,23 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 PLACES = list(places(DOCUMENT))
 
 
+# In C where PyYAML was built with it.
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
+
+
 def loads(tree: Any) -> str | None:
     """None, or the message."""
     try:
-        document.read_document(source.parse(yaml.safe_dump(tree, sort_keys=False), "f"))
+        document.read_document(source.parse(yaml.dump(tree, Dumper=DUMPER, sort_keys=False), "f"))
     except RuleError as error:
         return str(error)
     return None
 
 
 def valid(tree: Any) -> str | None:
-    errors = list(jsonschema.Draft7Validator(SCHEMA).iter_errors(tree))
-    return errors[0].message if errors else None
+    error = next(VALIDATOR.iter_errors(tree), None)
+    return error.message if error else None
 
 
 @pytest.fixture(autouse=True)

@@ -53,10 +53,9 @@ def nvcc(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> _Nvcc:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
-@pytest.mark.parametrize("architecture", ["80", "90a", "100"])
-def test_every_source_compiles(architecture: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_source_compiles(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    path = build.build([architecture], tmp_path)
+    path = build.build(["80", "90a", "100"], tmp_path)
     registered = path.read_bytes()
     assert path.stat().st_size > 50_000
     for source in build.sources():

@@ -65,6 +65,17 @@ def test_candidates_are_the_providers_that_take_the_call_and_the_reference():
     assert "zeros" not in [choice.provider for choice in dispatch.candidates(OPS["quick_gelu"], (torch.ones(3, 3),))]
 
 
+@pytest.mark.usefixtures("zeros")
+def test_an_excluded_provider_serves_only_where_it_is_forced(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_EXCLUDED", {})
+    monkeypatch.setattr(dispatch, "CHOSEN", {("quick_gelu", "a"): dispatch.Choice("zeros")})
+    dispatch.exclude({("quick_gelu", "zeros"): "it failed its proof"})
+    assert not dispatch.CHOSEN
+    assert "zeros" not in [choice.provider for choice in dispatch.candidates(OPS["quick_gelu"], (torch.ones(3),))]
+    with dispatch.forced("quick_gelu", "zeros"):
+        assert torch.equal(torch.ops.rewriter.quick_gelu(torch.ones(3)), torch.zeros(3))
+
+
 def test_signatures_tell_calls_apart_that_may_take_another_time():
     x = torch.ones(4, 6)
     same = dispatch.signature((x, 3, None))

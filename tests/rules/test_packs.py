@@ -23,7 +23,7 @@ PACKS = sorted({path.parent.name for path in pathlib.Path(rewriter.rules.__path_
 RULES = [rule for pack in PACKS for rule in load_rules(pack)]
 EXAMPLES, THOROUGH = 50, 1000
 # Of a kernel in Triton's interpreter, which takes milliseconds for each block of it.
-INTERPRETED, THOROUGH_INTERPRETED = 4, 100
+INTERPRETED, THOROUGH_INTERPRETED = 8, 100
 
 PROOFS = [
     pytest.param(rule, dtype, provider, id=f"{rule.id}-{dtype}-{provider}")

@@ -92,6 +92,14 @@ def test_what_stays_the_same_is_computed_once_and_again_when_it_changes(runner: 
     assert runner.replays == 1
 
 
+def test_a_sample_written_behind_the_back_of_torch_is_seen(runner: CudaGraphRunner):
+    text, w, x = torch.randn(3, 4), torch.randn(4, 4), torch.randn(3, 4)
+    for _ in range(5):
+        x.data.add_(1)
+        torch.testing.assert_close(runner([x, text, number(0.5)], [w])[0], expected(x, text, 0.5, w))
+    assert runner.replays == 1
+
+
 def test_a_write_that_leaves_no_trace_is_seen_by_the_state(runner: CudaGraphRunner):
     text, w = torch.randn(3, 4), torch.nn.Parameter(torch.randn(4, 4), requires_grad=False)
     for state in (1, 1, 1, 1, 2):
@@ -135,13 +143,15 @@ def test_one_call_of_new_extents_is_not_worth_a_recording(runner: CudaGraphRunne
     assert not recorder.recordings
 
 
-def test_the_same_call_repeated_hoists_nothing(runner: CudaGraphRunner):
+def test_the_sample_is_never_taken_to_stay_the_same(runner: CudaGraphRunner):
     x, text, w, one = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4, 4), number(1.0)
-    for _ in range(3):
+    for _ in range(4):
         runner([x, text, one], [w])
     entry = next(iter(runner._entries.values()))
     assert entry.replay is not None
-    assert entry.replay.hoisted == 0
+    assert entry.replay.hoisted == 1
+    x.data.add_(1)
+    torch.testing.assert_close(runner([x, text, one], [w])[0], expected(x, text, 1.0, w))
 
 
 def test_a_replay_with_another_result_is_not_used():

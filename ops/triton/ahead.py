@@ -1,0 +1,160 @@
+"""Compiles kernels before they are launched, many at a time, in processes that need no GPU.
+
+Triton compiles when a kernel is first launched, one after the other, about a second each. Compiled ahead they lie in
+its cache on disk, where the launch finds them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_log = logging.getLogger("rewriter")
+_MOST_PROCESSES = 8
+# A process that says nothing for so long is given up.
+_TIMEOUT = 120
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """The GPU to compile for: compute capability as 10 * major + minor, and its multiprocessors."""
+
+    capability: int
+    multiprocessors: int
+
+
+def task(op: str, provider: str, config: dict[str, Any], arguments: Sequence[Any]) -> str:
+    """A call as text: of tensors only what a kernel is compiled for."""
+    described = [_described(each) if isinstance(each, torch.Tensor) else {"value": each} for each in arguments]
+    return json.dumps({"op": op, "provider": provider, "config": config, "arguments": described})
+
+
+def compile_ahead(tasks: Sequence[str], target: Target, processes: int | None = None) -> int:
+    """Compiles what the calls would launch. Returns how many compiled; what fails here will fail where it matters."""
+    wanted = list(dict.fromkeys(tasks))
+    count = min(processes or min(os.cpu_count() or 1, _MOST_PROCESSES), len(wanted))
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for each in wanted:
+        waiting.put(each)
+    done: list[bool] = []
+    threads = [threading.Thread(target=_feed, args=(waiting, done, target), daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done)
+
+
+def _feed(waiting: queue.SimpleQueue[str], done: list[bool], target: Target) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rewriter.ops.triton.ahead", str(target.capability), str(target.multiprocessors)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    try:
+        with subprocess.Popen(command, text=True, env=environment, **pipes) as process:  # type: ignore[call-overload]
+            try:
+                while _ask(process, waiting, done):
+                    pass
+            finally:
+                process.kill()
+    except OSError as error:
+        _log.info("compiling ahead ended early: %s", error)
+
+
+def _ask(process: subprocess.Popen[str], waiting: queue.SimpleQueue[str], done: list[bool]) -> bool:
+    """Has the process compile one more call. Returns False where there is none left, or it does not answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = waiting.get_nowait()
+    except queue.Empty:
+        return False
+    alarm = threading.Timer(_TIMEOUT, process.kill)
+    alarm.start()
+    try:
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+    finally:
+        alarm.cancel()
+    done.append(answer.strip() == "compiled")
+    return bool(answer)
+
+
+def _described(tensor: torch.Tensor) -> dict[str, Any]:
+    return {
+        "shape": list(tensor.shape),
+        "stride": list(tensor.stride()),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "offset": tensor.data_ptr() % 16,
+    }
+
+
+def _argument(described: dict[str, Any]) -> Any:
+    """A tensor on the CPU whose memory is never touched, or the value."""
+    if "shape" not in described:
+        return described["value"]
+    dtype = getattr(torch, described["dtype"])
+    shape, stride = described["shape"], described["stride"]
+    extent = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if 0 not in shape else 0
+    start = described["offset"] // dtype.itemsize
+    return torch.empty(extent + start, dtype=dtype).as_strided(shape, stride, start)
+
+
+class _Driver:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+def main(target: Target) -> None:
+    """Reads tasks from stdin, a line each, and answers each with "compiled" or what went wrong."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from rewriter.ops import OPS
+    from rewriter.ops.triton import device
+
+    run = JITFunction.run
+
+    def compiling(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(self, *args, **(kwargs | {"warmup": True}))
+
+    JITFunction.run = compiling
+    driver.set_active(_Driver(target.capability))
+    device.assume_multiprocessors(target.multiprocessors)
+    for line in sys.stdin:
+        given = json.loads(line)
+        fn = OPS[given["op"]].providers[given["provider"]].fn
+        try:
+            fn(*map(_argument, given["arguments"]), **given["config"])
+            answer = "compiled"
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}".replace("\n", " ")
+        print(answer, flush=True)  # noqa: T201 - the answer to the process that asked
+
+
+if __name__ == "__main__":
+    main(Target(*map(int, sys.argv[1:3])))

@@ -1,0 +1,73 @@
+"""Kernels that are compiled ahead lie where the launch looks for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from rewriter.ops.triton import ahead
+
+H100 = ahead.Target(capability=90, multiprocessors=132)
+
+
+def calls() -> list[str]:
+    x, weight = torch.empty(2, 9, 64, dtype=torch.float16), torch.empty(64, dtype=torch.float16)
+    sliced = torch.empty(2, 9, 80, dtype=torch.float16)[..., 3:67]
+    config = {"rows": 2, "num_warps": 4}
+    return [ahead.task("layer_norm", "triton", config, (each, [64], weight, None, 1e-5)) for each in (x, sliced)]
+
+
+def compiled(folder: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.cubin")}
+
+
+def test_a_call_keeps_what_a_kernel_is_compiled_for() -> None:
+    tensor, values = json.loads(calls()[1])["arguments"][:2]
+    assert tensor == {"shape": [2, 9, 64], "stride": [720, 80, 1], "dtype": "float16", "offset": 6}
+    assert values == {"value": [64]}
+    again = ahead._argument(tensor)
+    assert (again.shape, again.stride(), again.dtype) == ((2, 9, 64), (720, 80, 1), torch.float16)
+    assert again.data_ptr() % 16 == 6
+
+
+def test_a_second_time_finds_everything_in_the_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
+    first = compiled(tmp_path)
+    assert first
+    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
+    assert compiled(tmp_path) == first
+
+
+def test_a_call_that_does_not_compile_is_left_to_the_launch(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    wrong = json.dumps({**json.loads(calls()[0]), "config": {"rows": 3, "num_warps": 4}})
+    assert ahead.compile_ahead([wrong, calls()[0]], H100, processes=1) == 1
+
+
+def test_a_process_that_dies_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert ahead.compile_ahead(calls(), H100) == 0
+
+
+def test_the_worker_answers_line_by_line() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rewriter.ops.triton.ahead", "90", "132"],
+        input="".join(f"{each}\n" for each in calls()[:1]),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert done.stdout == "compiled\n"

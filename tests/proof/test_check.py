@@ -1,0 +1,313 @@
+"""What the proof of a rule notices, one fault at a time, on an op that halves its operand."""
+
+from __future__ import annotations
+
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rewriter.language import Rule, load_rules
+from rewriter.ops.registry import OPS, define, provide
+from rewriter.proof.check import Result, dtypes_of, prove, providers_of, run_example
+from rewriter.proof.outcome import Example, Failure, Proof
+from rewriter.proof.trial import trial_of
+
+RULE = """\
+format: 1
+pack: test
+summary: One rule.
+rules:
+  - id: under-test
+    summary: The rule under test
+    match: |
+      {match}
+    where:
+      x: {{dtype: [f16, bf16, f32]}}
+    replace: |
+      {replace}
+    inputs:
+      x: {{shape: [N, C]{inputs}}}
+    dims: {{N: 1..5, C: {extents}}}
+"""
+Tensor = torch.Tensor
+Kernel = Callable[[Tensor], Tensor]
+MakeRule = Callable[..., Rule]
+
+define("proof_halved(Tensor x) -> Tensor", lambda x: (x * 0.5).contiguous())
+
+
+@pytest.fixture
+def make_rule(tmp_path: pathlib.Path) -> MakeRule:
+    def make(
+        match: str = "y = aten::mul(x, 0.5)",
+        replace: str = "y = rewriter::proof_halved(x)",
+        inputs: str = "",
+        extents: str = "1..40",
+    ) -> Rule:
+        path = tmp_path / "rules.yaml"
+        indented = [text.replace("; ", "\n      ") for text in (match, replace)]
+        path.write_text(
+            RULE.format(match=indented[0], replace=indented[1], inputs=inputs, extents=extents), encoding="utf-8"
+        )
+        return load_rules(path)["under-test"]
+
+    return make
+
+
+@pytest.fixture
+def proved(make_rule: MakeRule) -> Iterator[Callable[..., Proof]]:
+    """proved(kernel, dtype) is the proof of the halving rule with that kernel as the op's only other provider."""
+
+    def run(kernel: Kernel, dtype: str = "f32", **options: Any) -> Proof:
+        OPS["proof_halved"].providers.pop("planted", None)
+        provide("proof_halved", "planted", kernel, lambda *_: None)
+        return prove(make_rule(), dtype=dtype, provider="planted", **options)
+
+    yield run
+    OPS["proof_halved"].providers.pop("planted", None)
+
+
+def storage(x: Tensor) -> Tensor:
+    return x.new_empty(0).set_(x.untyped_storage())  # type: ignore[call-overload]
+
+
+def right(x: Tensor) -> Tensor:
+    return (x * 0.5).contiguous()
+
+
+def last_column_wrong(x: Tensor) -> Tensor:
+    y = right(x)
+    y[:, -1:] *= 1.001
+    return y
+
+
+def reads_past_the_end(x: Tensor) -> Tensor:
+    y = right(x)
+    end = x.storage_offset() + sum((extent - 1) * stride for extent, stride in zip(x.shape, x.stride(), strict=True))
+    if x.numel():
+        y[-1, -1] += 0 * storage(x)[end + 1]
+    return y
+
+
+def reads_every_row_as_if_wide(x: Tensor) -> Tensor:
+    return torch.as_strided(x, x.shape, (x.shape[1] + 5, 1), x.storage_offset()) * 0.5
+
+
+def leaves_the_last_row(x: Tensor) -> Tensor:
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y[:-1] = x[:-1] * 0.5
+    return y
+
+
+def counts_up_what_is_there(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype).add_(right(x))
+
+
+def writes_its_operand(x: Tensor) -> Tensor:
+    y = right(x)
+    if x.numel():
+        x[(0,) * x.dim()] = 7.0
+    return y
+
+
+def writes_behind_its_operand(x: Tensor) -> Tensor:
+    storage(x)[-1] = 7.0
+    return right(x)
+
+
+def raises_at_odd_widths(x: Tensor) -> Tensor:
+    if x.shape[1] % 2:
+        raise RuntimeError("odd widths are not for this kernel")
+    return right(x)
+
+
+FAULTS = {
+    "wrong-value": (last_column_wrong, "wrong result", "output y"),
+    "NaN": (lambda x: torch.where(x.abs() > 1, torch.nan, right(x)), "wrong NaN", "found nan"),
+    "swallows-NaN": (lambda x: torch.where(x.isnan(), 0, right(x)), "wrong NaN", "expected nan"),
+    "clamps-Inf": (lambda x: right(x).clamp(max=6e4), "wrong NaN", "expected inf"),
+    "reads-past-the-end": (reads_past_the_end, "out of bounds", "depends on memory around the operands"),
+    "wrong-stride": (reads_every_row_as_if_wide, "out of bounds", "depends on memory around the operands"),
+    "row-unwritten": (leaves_the_last_row, "unwritten", "depends on what fresh memory holds"),
+    "adds-to-garbage": (counts_up_what_is_there, "unwritten", "depends on what fresh memory holds"),
+    "writes-operand": (writes_its_operand, "writes an input", "operand x is changed at [0, 0]"),
+    "writes-behind": (writes_behind_its_operand, "out of bounds", "writes around operand x"),
+    "returns-operand": (lambda x: x if x.numel() else right(x), "aliases", "output y shares memory with an operand"),
+    "wrong-shape": (lambda x: right(x)[:, :1], "wrong shape", "found [1, 1] f32, expected [1, 2] f32"),
+    "wrong-dtype": (lambda x: right(x).double(), "wrong shape", "found [1, 1] f64, expected [1, 1] f32"),
+    "raises": (raises_at_odd_widths, "raises", "RuntimeError: odd widths are not for this kernel"),
+}
+
+
+def test_a_right_kernel_is_proved(proved: Callable[..., Proof]) -> None:
+    for dtype in ("f32", "f16", "bf16"):
+        proof = proved(right, dtype)
+        assert (proof.proved, proof.examples, proof.unsupported) == (True, 50, 0)
+        assert proof.worst <= 1
+
+
+@pytest.mark.parametrize(("kernel", "kind", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_found_and_named(proved: Callable[..., Proof], kernel: Kernel, kind: str, words: str) -> None:
+    failure = proved(kernel).failure
+    assert failure is not None
+    assert failure.kind == kind, failure.message
+    assert words in failure.message
+    assert failure.operands.startswith("x [")
+
+
+def test_the_failing_example_is_small_and_runs_again(proved: Callable[..., Proof], make_rule: MakeRule) -> None:
+    failure = proved(lambda x: right(x) + (x.shape[1] > 5)).failure
+    assert failure is not None
+    assert failure.example is not None
+    assert dict(failure.example.dims or ()) == {"N": 1, "C": 6}
+    assert failure.operands == "x [1, 6] f32 contiguous"
+    again = run_example(make_rule(), Example.parse(str(failure.example)), provider="planted")
+    assert again == failure
+
+
+@pytest.mark.parametrize(("dtype", "slip"), [("f32", 1e-5), ("f16", 2e-2), ("bf16", 1e-1)], ids=["f32", "f16", "bf16"])
+def test_one_element_off_by_more_than_rounding(proved: Callable[..., Proof], dtype: str, slip: float) -> None:
+    def kernel(x: Tensor) -> Tensor:
+        y = right(x)
+        y[-1:, -1:] *= 1 + slip
+        return y
+
+    failure = proved(kernel, dtype).failure
+    assert failure is not None
+    assert failure.kind == "wrong result"
+
+
+def test_examples_are_the_same_each_time_unless_seeded(proved: Callable[..., Proof]) -> None:
+    def texts(**options: Any) -> list[str]:
+        seen: list[str] = []
+        proved(right, watch=lambda example: seen.append(str(example)), **options)
+        return seen
+
+    assert texts() == texts()
+    assert texts(seed=1) == texts(seed=1)
+    assert texts(seed=1) != texts(seed=2)
+
+
+def test_operands_are_drawn_in_every_shape_and_layout(proved: Callable[..., Proof]) -> None:
+    seen: list[Tensor] = []
+
+    def kernel(x: Tensor) -> Tensor:
+        seen.append(x)
+        return right(x)
+
+    proved(kernel, examples=300)
+    assert {x.shape[0] for x in seen} == {0, 1, 2, 3, 4, 5}
+    assert {0, 1, 40} <= {x.shape[1] for x in seen}
+    assert any(0 in x.stride() for x in seen)
+    assert any(x.storage_offset() % 2 for x in seen)
+    assert any(x.stride(0) < x.stride(1) for x in seen)
+    assert any(bool(x.isnan().any()) for x in seen)
+    assert any(x.numel() > 1 and bool((x == x.flatten()[0]).all()) for x in seen)
+    assert any(x.numel() and float(x.abs().max()) < 1e-30 for x in seen)
+
+
+def test_every_config_of_a_provider_runs(make_rule: MakeRule) -> None:
+    seen: Counter[int] = Counter()
+
+    def kernel(x: Tensor, block: int) -> Tensor:
+        seen[block] += 1
+        return right(x) if block < 4 else right(x) + 1
+
+    provide("proof_halved", "configured", kernel, lambda *_: None, lambda *_: [{"block": n} for n in range(4)])
+    try:
+        assert prove(make_rule(), dtype="f32", provider="configured").proved
+        assert set(seen) == {0, 1, 2, 3}
+        wrong = [{"block": n} for n in (1, 4)]
+        OPS["proof_halved"].providers.pop("configured")
+        provide("proof_halved", "configured", kernel, lambda *_: None, lambda *_: wrong)
+        assert not prove(make_rule(), dtype="f32", provider="configured").proved
+    finally:
+        OPS["proof_halved"].providers.pop("configured")
+
+
+def test_calls_that_a_provider_refuses_are_counted_and_drawn_again(make_rule: MakeRule) -> None:
+    provide("proof_halved", "even", right, lambda x: "odd" if x.shape[1] % 2 else None)
+    provide("proof_halved", "never", right, lambda *_: "not today")
+    try:
+        proof = prove(make_rule(), dtype="f32", provider="even")
+        assert (proof.proved, proof.examples) == (True, 50)
+        assert proof.unsupported > 5
+        proof = prove(make_rule(), dtype="f32", provider="never")
+        assert (proof.proved, proof.examples) == (True, 0)
+        assert proof.unsupported > 5
+        assert providers_of(make_rule(), "cpu") == ("torch", "even", "never")
+    finally:
+        for name in ("even", "never"):
+            OPS["proof_halved"].providers.pop(name)
+
+
+def test_a_graph_of_stock_ops_is_its_own_provider(make_rule: MakeRule) -> None:
+    rule = make_rule("s = aten::sigmoid(x); y = aten::mul(x, s)", "y = aten::silu(x)")
+    assert providers_of(rule, "cpu") == ("graph",)
+    assert dtypes_of(rule) == ("f32", "f16", "bf16")
+    assert prove(rule, dtype="bf16", provider="graph").proved
+
+
+def test_the_tanh_formula_is_not_the_exact_gelu(make_rule: MakeRule) -> None:
+    failure = prove(make_rule("y = aten::gelu(x)", 'y = aten::gelu(x, "tanh")'), dtype="f32", provider="graph").failure
+    assert failure is not None
+    assert failure.kind == "wrong result"
+
+
+def test_an_operand_that_the_replacement_ignores_is_named(tmp_path: pathlib.Path) -> None:
+    define("proof_linear(Tensor x, Tensor weight, Tensor bias) -> Tensor", lambda x, weight, _: F.linear(x, weight))
+    path = tmp_path / "rules.yaml"
+    text = RULE.format(
+        match="y = aten::linear(x, weight, bias)",
+        replace="y = rewriter::proof_linear(x, weight, bias)",
+        inputs="",
+        extents="1..40",
+    )
+    text = text.replace("    dims:", "      weight: {shape: [M, C]}\n      bias: {shape: [M]}\n    dims:")
+    path.write_text(text.replace("C: 1..40", "C: 1..40, M: 1..40"), encoding="utf-8")
+    failure = prove(load_rules(path)["under-test"], dtype="f32").failure
+    assert failure is not None
+    assert "the result does not depend on bias, the pattern's does" in failure.message
+
+
+def test_a_pattern_that_draws_random_numbers_is_not_proved(make_rule: MakeRule) -> None:
+    failure = prove(make_rule("y = aten::dropout(x, 0.5, True)", "y = aten::mul(x, 1.0)"), dtype="f32").failure
+    assert failure is not None
+    assert "aten::dropout draws random numbers" in failure.message
+
+
+def test_a_rule_that_does_not_fire(make_rule: MakeRule) -> None:
+    rule = make_rule(inputs=", dtype: f64")
+    example = Example(seed=0, dtype="f64", values="normal", layout=None, choice=0)
+    outcome = run_example(rule, example)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "does not fire"
+    assert "x is f64" in outcome.message
+
+
+def test_an_op_that_is_not_called(make_rule: MakeRule) -> None:
+    trial = trial_of(make_rule(), Example(seed=0, dtype="f32", values="normal", layout=None, choice=0), "cpu", "torch")
+    assert isinstance(trial.run(), Result)
+    wrong = trial.calls(Counter())
+    assert wrong is not None
+    assert wrong.kind == "not called"
+
+
+@pytest.mark.parametrize(
+    ("extents", "words"),
+    [
+        ("100000000..100000001", "elements where"),
+        ("7..7", "RuntimeError: shape '[6, -1]' is invalid for input of size"),
+    ],
+    ids=["too-large", "refused"],
+)
+def test_no_example_can_be_drawn(make_rule: MakeRule, extents: str, words: str) -> None:
+    failure = prove(make_rule(match="y = aten::reshape(x, [6, -1])", extents=extents), dtype="f32").failure
+    assert failure is not None
+    assert failure.kind == "no example"
+    assert words in failure.message
