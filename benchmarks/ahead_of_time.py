@@ -31,42 +31,6 @@ import rewriter.ops  # noqa: E402
 from benchmarks.cases import Draw  # noqa: E402
 
 
-class _Driver:
-    """As much of a driver as compiling asks for."""
-
-    def __init__(self) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget("cuda", 90, 32)
-
-    def get_current_target(self) -> Any:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _device: int) -> int:
-        return 0
-
-
-def _compile_launches() -> dict[str, Any]:
-    """From here on kernels are compiled in place of launched. Returns those compiled, by hash, filled as they come."""
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    kernels: dict[str, Any] = {}
-    run = JITFunction.run
-
-    def compiling(self: Any, *args: Any, **kwargs: Any) -> Any:
-        kernel = run(self, *args, **(kwargs | {"warmup": True}))
-        kernels.setdefault(kernel.hash, kernel)
-        return kernel
-
-    JITFunction.run = compiling
-    driver.set_active(_Driver())
-    return kernels
-
-
 def _described(kernel: Any) -> str:
     import triton
 
@@ -92,11 +56,13 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every case, not one of each op")
     options = parser.parse_args()
 
-    kernels = _compile_launches()
+    rewriter.ops.providers.load()
+    from rewriter.ops.triton import ahead
+
+    kernels = ahead.compile_launches(ahead.Target(capability=90, multiprocessors=132))
     failures = 0
     seen: set[str] = set()
     draw = Draw(device=torch.device("cpu"), fill=False)
-    rewriter.ops.providers.load()
     for case in _module(options.shapes).CASES:
         if case.op in seen and not options.all:
             continue

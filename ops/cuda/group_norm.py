@@ -80,6 +80,12 @@ def _takes(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: 
     return _takes_sum(x, None, None, groups, weight, bias, eps) if x.is_cuda else "not on a GPU"
 
 
+def _takes_added(x: torch.Tensor, channel_bias: Optional, addend: Optional, *rest: Any) -> str | None:
+    if channel_bias is None and addend is None:
+        return "there is nothing to add"
+    return _takes_sum(x, channel_bias, addend, *rest)
+
+
 def _takes_sum(
     x: torch.Tensor,
     channel_bias: Optional,
@@ -179,4 +185,4 @@ def enter() -> None:
     for plain in (group_norm, group_norm_silu):
         provide(plain.__name__, "cuda", plain, _takes, lambda x, groups, *_: _configs(x, groups))
     for summed in (add_group_norm, add_group_norm_silu, sum_group_norm_silu):
-        provide(summed.__name__, "cuda", summed, _takes_sum, lambda x, _b, _a, groups, *_: _configs(x, groups))
+        provide(summed.__name__, "cuda", summed, _takes_added, lambda x, _b, _a, groups, *_: _configs(x, groups))

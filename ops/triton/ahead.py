@@ -129,22 +129,35 @@ class _Driver:
         return 0
 
 
-def main(target: Target) -> None:
-    """Reads tasks from stdin, a line each, and answers each with "compiled" or what went wrong."""
+def compile_launches(target: Target) -> dict[str, Any]:
+    """From here on this process compiles kernels for `target` in place of launching them.
+
+    Returns the compiled kernels by hash, filled as they come.
+    """
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from rewriter.ops import OPS
     from rewriter.ops.triton import device
 
+    kernels: dict[str, Any] = {}
     run = JITFunction.run
 
     def compiling(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return run(self, *args, **(kwargs | {"warmup": True}))
+        kernel = run(self, *args, **(kwargs | {"warmup": True}))
+        kernels.setdefault(kernel.hash, kernel)
+        return kernel
 
     JITFunction.run = compiling
     driver.set_active(_Driver(target.capability))
     device.assume_multiprocessors(target.multiprocessors)
+    return kernels
+
+
+def main(target: Target) -> None:
+    """Reads tasks from stdin, a line each, and answers each with "compiled" or what went wrong."""
+    from rewriter.ops import OPS
+
+    compile_launches(target)
     for line in sys.stdin:
         given = json.loads(line)
         fn = OPS[given["op"]].providers[given["provider"]].fn

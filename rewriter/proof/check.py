@@ -35,7 +35,7 @@ _REFUSED = 50
 def providers_of(rule: Rule, device: str) -> tuple[str, ...]:
     """The references first ("torch"), then each other provider of an op of the replacement; "graph" where it has none.
 
-    None where the rule is for another kind of device than `device`, and its ops run only there.
+    Empty where the rule is for CPUs and `device` is none: ops that only a CPU has.
     """
     if not device.startswith("cpu") and rule.devices == ("cpu",):
         return ()

@@ -138,6 +138,7 @@ def _rewrite(
     """The rewritten graph, and what the report says about it. `arguments`: inputs of the graph, to time it with."""
     count = len(recording.weights)
     rules, left_out = usable(options.rules, target)
+    left_out = (*left_out, *_missing(target))
     if options.measure:
         from rewriter import measure
 
@@ -147,6 +148,15 @@ def _rewrite(
     from rewriter.graph import engine
 
     return engine.rewrite(recording.graph, rules, weights=count, target=target), left_out
+
+
+def _missing(target: Target) -> tuple[str, ...]:
+    """Which kernels a GPU has to do without here, and why."""
+    if target.device != "cuda":
+        return ()
+    from rewriter.ops import providers
+
+    return tuple(f"without the kernels of {name}: {reason}" for name, reason in providers.load().items())
 
 
 @contextlib.contextmanager

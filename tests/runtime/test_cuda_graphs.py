@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from rewriter import torch_ir
+from rewriter.graph.conditions import Target
+from rewriter.runtime import building
 from rewriter.runtime.cuda_graphs import CudaGraphRunner
 
 TEXT = """
@@ -223,3 +225,11 @@ def test_what_keeps_the_gpu_busy_is_not_recorded(recorder: Recorder):
         runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [w])
     assert not recorder.recordings
     assert runner.reasons == ["the kernels are long enough for the host to keep up"]
+
+
+def test_missing_kernels_stand_in_the_report_of_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rewriter.ops.providers.load", lambda: {"cuda": "BuildError: nvcc was not found"})
+    assert building._missing(Target(device="cuda", sm=90)) == (
+        "without the kernels of cuda: BuildError: nvcc was not found",
+    )
+    assert building._missing(Target(device="cpu")) == ()
