@@ -24,7 +24,7 @@ _DRAWS = 4
 _NEIGHBOURS = 2
 # The noise in roundings of a value of the pattern, and what f32 sums inside of an op are off by.
 _ROUNDINGS = 1.0
-_SUMS = 8.0 * ROUNDOFF[torch.float32]
+_SUMS = 16.0 * ROUNDOFF[torch.float32]
 # A number that stands for Inf: its square is finite in f64, too.
 _HUGE = 1e60
 # The share of the largest number of a dtype from which on one order of additions may overflow and another not.

@@ -146,6 +146,7 @@ def draw(
     absent = {name for name, given in tensors.items() if given.optional and chooser.random() < 0.3}
     able = [name for name, given in tensors.items() if name not in absent and values in (given.values or [values])]
     special = _special(able, values, chooser)
+    rank = max((len(given.shape) for given in tensors.values()), default=0)
     sample = Sample({}, extents, dtype)
     for name, given in rule.inputs.items():
         if not isinstance(given, TensorInput):
@@ -167,6 +168,8 @@ def draw(
             for position in range(count if starred.get(name) else 1):
                 chosen = layout if layout in allowed else chooser.choice(allowed)
                 numbers = _numbers(given, shape, kind, values if name in special else "normal", generator)
+                if len(shape) < rank:
+                    numbers = _without_inf(numbers)
                 made.append(placed(numbers, chosen, chooser, device))
                 sample.layouts[name, position] = chosen
             sample.operands[name] = made if starred.get(name) else made[0]
@@ -191,6 +194,11 @@ def _numbers(
         return torch.randint(0, 2, shape, generator=generator).to(kind)
     allowed = values if not given.values or values in given.values else given.values[0]
     return VALUES[allowed](shape, kind, generator).to(kind)
+
+
+def _without_inf(numbers: torch.Tensor) -> torch.Tensor:
+    """For weights and the like: an infinite one makes NaN or Inf as the order of operations has it."""
+    return torch.where(numbers.isinf(), math.nan, numbers) if numbers.is_floating_point() else numbers
 
 
 def _extent(chooser: random.Random, given: DimRange) -> int:
