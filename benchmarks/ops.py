@@ -75,7 +75,7 @@ def oracle(case: Case, arguments: tuple[Any, ...]) -> list[torch.Tensor]:
 def error_of(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     """The largest relative L2 error of the results; NaN where a result holds one that the oracle's has not."""
     errors = [
-        ((one.double() - other).norm() / other.norm().clamp(min=1e-30)).item()
+        ((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-30)).item()
         for one, other in zip(found, wanted, strict=True)
         if other.numel()
     ]

@@ -42,7 +42,7 @@ enum PreferenceAttribute : int {
   kAlignmentD = 8
 };
 // Added up: an activation or none, and the bias.
-enum Epilogue : uint32_t { kPlain = 1, kRelu = 2, kBias = 4, kGeluTanh = 32 };
+enum Epilogue : uint32_t { kPlain = 1, kBias = 4, kGeluTanh = 32 };
 // Partial sums of a split K kept in the result's own precision would round more often than torch does by default.
 constexpr uint32_t kReductionsInF32 = 1 | 2;
 

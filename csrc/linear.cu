@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kWanted = 8;
 constexpr uint64_t kWorkspaceLimit = 32 << 20;
-constexpr int64_t kRelu = 1, kGeluTanh = 2;
+constexpr int64_t kGeluTanh = 1;
 
 void check(int status, const char* what) {
   STD_TORCH_CHECK(status == 0, what, " failed with cuBLAS status ", status);
@@ -26,7 +26,7 @@ void check(int status, const char* what) {
 
 // What cuBLASLt's choice depends on, all in numbers.
 struct Problem {
-  int64_t device, m, n, k, x_row, weight_row, residual_row, type;
+  int64_t device, m, n, k, x_row, weight_row, residual_row, result_row, type;
   uint32_t epilogue, x_alignment, weight_alignment, bias_alignment, residual_alignment, result_alignment;
 
   auto operator<=>(const Problem&) const = default;
@@ -44,8 +44,8 @@ struct Plan {
     const int type = static_cast<int>(problem.type);
     check(lt.layout_create(&weight, type, problem.k, problem.n, problem.weight_row), "cublasLtMatrixLayoutCreate");
     check(lt.layout_create(&x, type, problem.k, problem.m, problem.x_row), "cublasLtMatrixLayoutCreate");
-    check(lt.layout_create(&result, type, problem.n, problem.m, problem.n), "cublasLtMatrixLayoutCreate");
-    const int64_t row = problem.residual_row == 0 ? problem.n : problem.residual_row;
+    check(lt.layout_create(&result, type, problem.n, problem.m, problem.result_row), "cublasLtMatrixLayoutCreate");
+    const int64_t row = problem.residual_row == 0 ? problem.result_row : problem.residual_row;
     check(lt.layout_create(&residual, type, problem.n, problem.m, row), "cublasLtMatrixLayoutCreate");
   }
   Plan(const Plan&) = delete;
@@ -141,13 +141,17 @@ const void* pointer(const std::optional<Tensor>& tensor) {
 // Elements from one row to the next; a single row's stride means nothing and may be anything.
 int64_t row_stride(const Tensor& matrix) { return matrix.size(0) == 1 ? matrix.size(1) : matrix.stride(0); }
 
+// Whether the elements of a row lie side by side; a single one does, whatever its stride.
+bool is_dense(const Tensor& matrix) { return matrix.size(1) == 1 || matrix.stride(1) == 1; }
+
 Problem described(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& residual, int64_t activation, const void* result) {
+                  const std::optional<Tensor>& residual, int64_t activation, const void* result,
+                  int64_t result_row) {
   const auto type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Half || type == ScalarType::BFloat16, "x: expected f16 or bf16");
   STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
                   "x, weight: expected [M, K] and [N, K]");
-  STD_TORCH_CHECK(x.stride(1) == 1 && weight.stride(1) == 1, "x, weight: expected rows without gaps");
+  STD_TORCH_CHECK(is_dense(x) && is_dense(weight), "x, weight: expected rows without gaps");
   STD_TORCH_CHECK(weight.scalar_type() == type, "weight: expected x's dtype");
   Problem problem{};
   problem.device = x.get_device_index();
@@ -156,8 +160,9 @@ Problem described(const Tensor& x, const Tensor& weight, const std::optional<Ten
   problem.k = x.size(1);
   problem.x_row = row_stride(x);
   problem.weight_row = row_stride(weight);
+  problem.result_row = result_row;
   problem.type = type == ScalarType::Half ? cublaslt::kF16 : cublaslt::kBF16;
-  problem.epilogue = activation == kRelu ? cublaslt::kRelu : activation == kGeluTanh ? cublaslt::kGeluTanh : 0;
+  problem.epilogue = activation == kGeluTanh ? cublaslt::kGeluTanh : 0;
   if (bias.has_value()) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == problem.n && bias->is_contiguous() &&
                         bias->scalar_type() == type,
@@ -167,7 +172,7 @@ Problem described(const Tensor& x, const Tensor& weight, const std::optional<Ten
   if (problem.epilogue == 0) problem.epilogue = cublaslt::kPlain;
   if (residual.has_value()) {
     STD_TORCH_CHECK(residual->dim() == 2 && residual->size(0) == problem.m && residual->size(1) == problem.n &&
-                        residual->stride(1) == 1 && residual->scalar_type() == type,
+                        is_dense(*residual) && residual->scalar_type() == type,
                     "residual: expected [M, N] of x's dtype, rows without gaps");
     problem.residual_row = row_stride(*residual);
   }
@@ -179,24 +184,28 @@ Problem described(const Tensor& x, const Tensor& weight, const std::optional<Ten
   return problem;
 }
 
-// How many algorithms there are to choose from, 0 where cuBLASLt has none. The result is taken to be aligned as torch
-// aligns a new tensor.
+// How many algorithms there are to choose from, 0 where cuBLASLt has none. The result's rows are `row` elements apart, and
+// it is taken to be aligned as torch aligns a new tensor.
 int64_t linear_algorithms(const Tensor x, const Tensor weight, const std::optional<Tensor> bias,
-                          const std::optional<Tensor> residual, int64_t activation) {
+                          const std::optional<Tensor> residual, int64_t activation, int64_t row) {
   if (!cublaslt::library().complete) return 0;
   const OnDeviceOf here(x);
-  const Problem problem = described(x, weight, bias, residual, activation, nullptr);
+  const Problem problem = described(x, weight, bias, residual, activation, nullptr, row);
   const std::lock_guard<std::mutex> lock(state().mutex);
   return static_cast<int64_t>(planned(problem, pointer(bias)).found.size());
 }
 
-// An algorithm beyond those there are counts as the first: a choice kept on disk may come from another cuBLASLt.
-Tensor linear(const Tensor x, const Tensor weight, const std::optional<Tensor> bias,
-              const std::optional<Tensor> residual, int64_t activation, int64_t algorithm) {
+// result: [M, N], rows without gaps. An algorithm beyond those there are counts as the first: a choice kept on disk may
+// come from another cuBLASLt.
+void linear(const Tensor x, const Tensor weight, const std::optional<Tensor> bias, const std::optional<Tensor> residual,
+            Tensor result, int64_t activation, int64_t algorithm) {
   STD_TORCH_CHECK(cublaslt::library().complete, "cuBLASLt is not loaded and not on the loader's path");
+  STD_TORCH_CHECK(result.dim() == 2 && result.size(0) == x.size(0) && result.size(1) == weight.size(0) &&
+                      is_dense(result) && result.scalar_type() == x.scalar_type(),
+                  "result: expected [M, N] of x's dtype, rows without gaps");
   const OnDeviceOf here(x);
-  Tensor result = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
-  const Problem problem = described(x, weight, bias, residual, activation, result.const_data_ptr());
+  const Problem problem =
+      described(x, weight, bias, residual, activation, result.const_data_ptr(), row_stride(result));
   const std::lock_guard<std::mutex> lock(state().mutex);
   Plan& plan = planned(problem, pointer(bias));
   STD_TORCH_CHECK(!plan.found.empty(), "cuBLASLt has no algorithm for ", problem.m, " x ", problem.n, " x ", problem.k);
@@ -212,15 +221,16 @@ Tensor linear(const Tensor x, const Tensor weight, const std::optional<Tensor> b
                                    workspace.has_value() ? workspace->mutable_data_ptr() : nullptr, chosen.workspace,
                                    here.stream),
         "cublasLtMatmul");
-  return result;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
-  library.def("linear_algorithms(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int activation) -> int");
   library.def(
-      "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int activation, int algorithm) -> Tensor");
+      "linear_algorithms(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int activation, int row) -> int");
+  library.def(
+      "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) result, int activation, "
+      "int algorithm) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) {

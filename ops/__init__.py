@@ -10,7 +10,10 @@ from rewriter.ops import (
     layer_norm,
     linear,
     linear_cat,
+    linear_f16_sums,
+    low_precision,
     providers,
+    quantised_gemm,
     registry,
     rotary,
 )
@@ -29,7 +32,10 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_cat",
+    "linear_f16_sums",
+    "low_precision",
     "providers",
+    "quantised_gemm",
     "registry",
     "rotary",
 ]

@@ -20,6 +20,7 @@ def attention(
     causal hides the keys after each query. Result: [..., S, E]; for rank 4 its memory order is [B, S, H, E], so that
     merging the heads is free. Raises RuntimeError where both mask and causal are given.
     """
+    q, k, v = _aligned(q), _aligned(k), _aligned(v)
     result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     if result.dim() != 4:
         return result.contiguous()
@@ -35,6 +36,20 @@ def attention_tokens(
     Result: [B, S, H, E], contiguous.
     """
     return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale, causal).transpose(1, 2)
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """x, copied where a row on a GPU does not start at a multiple of 16 bytes: torch 2.11's kernels end the process."""
+    if not x.is_cuda or (
+        x.data_ptr() % 16 == 0
+        and all(
+            step * x.element_size() % 16 == 0
+            for size, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)
+            if size > 1
+        )
+    ):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale, bool causal"

@@ -59,7 +59,7 @@ class Dispatcher:
         key = (op.name, signature(arguments))
         if key not in CHOSEN:
             if not _CHOOSERS:
-                return _first(op, arguments)
+                return first_able(op, arguments)
             chooser, remember = _CHOOSERS[-1]
             choice = chooser(op, arguments, key[1])
             if not remember:
@@ -153,10 +153,11 @@ def _able(op: Op, arguments: tuple[Any, ...]) -> dict[str, Provider]:
     }
 
 
-def _first(op: Op, arguments: tuple[Any, ...]) -> Choice:
-    for name, provider in _able(op, arguments).items():
-        return Choice(name, provider.configs(*arguments)[0])
-    return _REFERENCE
+def first_able(op: Op, arguments: tuple[Any, ...], _signature: str = "") -> Choice:
+    """The first provider that takes the call, with its first config: what serves where nothing is measured."""
+    configs = ((name, provider.configs(*arguments)) for name, provider in _able(op, arguments).items())
+    # A provider without a config for a call is one that is not worth trying there.
+    return next((Choice(name, some[0]) for name, some in configs if some), _REFERENCE)
 
 
 def _on_gpu(arguments: tuple[Any, ...]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from rewriter.ops.cuda import build, group_norm, linear
+from rewriter.ops.cuda import build, linear, product
 
 # Tensor cores with asynchronous copies; older cards are served by torch's own kernels.
 _OLDEST = (8, 0)
@@ -26,4 +26,4 @@ def architectures() -> list[str]:
 
 build.load(architectures())
 linear.enter()
-group_norm.enter()
+product.enter()

@@ -1,6 +1,31 @@
 """The ops in Triton. Importing this package adds the provider "triton" to them."""
 
-from rewriter.ops.triton import conv, gated, group_norm, layer_norm, linear, linear_geglu, pointwise, rotary
+from rewriter.ops.triton import (
+    conv,
+    gated,
+    group_norm,
+    layer_norm,
+    linear,
+    linear_geglu,
+    pointwise,
+    quantised_linear,
+    quantised_norm,
+    quantised_rows,
+    rotary,
+)
 from rewriter.ops.triton.device import unavailable
 
-__all__ = ["conv", "gated", "group_norm", "layer_norm", "linear", "linear_geglu", "pointwise", "rotary", "unavailable"]
+__all__ = [
+    "conv",
+    "gated",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "linear_geglu",
+    "pointwise",
+    "quantised_linear",
+    "quantised_norm",
+    "quantised_rows",
+    "rotary",
+    "unavailable",
+]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 _log = logging.getLogger("rewriter")
-_MOST_PROCESSES = 8
+_MOST_PROCESSES = 16
 # A process that says nothing for so long is given up.
 _TIMEOUT = 120
 

@@ -32,7 +32,10 @@ def activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     elif ACTIVATION == "sigmoid":
         x = 1.0 / (1.0 + tl.exp(-x))
     elif ACTIVATION == "tanh":
-        x = 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+        # The difference leaves nothing of small numbers; their series does.
+        square = x * x
+        series = x * (1.0 + square * (-0.3333333333 + square * 0.1333333333))
+        x = tl.where(square < 0.004, series, 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0)
     elif ACTIVATION == "silu":
         x = x / (1.0 + tl.exp(-x))
     elif ACTIVATION == "gelu":

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from rewriter.ops import dispatch
 from rewriter.ops import layer_norm as reference
 from rewriter.ops.registry import provide
 from rewriter.ops.triton.rows import LARGEST, Optional, Rows, blank, like, refusal, rows_of
@@ -16,6 +17,8 @@ from rewriter.ops.triton.rows import LARGEST, Optional, Rows, blank, like, refus
 # The longest row: 64 values for each thread of 8 warps.
 _LONGEST = 16384
 _PLAIN, _RESIDUAL, _GATED = 0, 1, 2
+# Results remembered for each op.
+_KNOWN = 256
 
 
 @triton.jit
@@ -113,14 +116,21 @@ class _Norm:
     def __init__(self, name: str, roles: Sequence[str]) -> None:
         self.name = name
         self.roles = roles
+        self.known: dict[str, tuple[torch.Tensor, Optional]] = {}
         self.add = _GATED if "gate" in roles else _RESIDUAL if "y" in roles else _PLAIN
         provide(name, "triton", self, self.supports, self.configs)
 
     def results(self, given: dict[str, Any]) -> tuple[torch.Tensor, Optional]:
         """The op's results without data: the norm, and the sum where there is one."""
-        blanks = [blank(each) if isinstance(each, torch.Tensor) else each for each in given.values()]
-        found = getattr(reference, self.name)(*blanks)
-        return found if isinstance(found, tuple) else (found, None)
+        # Torch takes milliseconds to find out, far longer than the kernel, and a model asks the same few times over.
+        key = dispatch.signature(tuple(given.values()))
+        if key not in self.known:
+            blanks = [blank(each) if isinstance(each, torch.Tensor) else each for each in given.values()]
+            found = getattr(reference, self.name)(*blanks)
+            if len(self.known) >= _KNOWN:
+                self.known.clear()
+            self.known[key] = found if isinstance(found, tuple) else (found, None)
+        return self.known[key]
 
     def space(self, given: dict[str, Any], out: torch.Tensor, total: Optional) -> Rows | None:
         names = ("x", "y", "gate", "scale", "shift")

@@ -24,6 +24,7 @@ Optional = torch.Tensor | None
 
 # Rows of tiles per group: neighbours in time share columns of the weight in L2.
 GROUP = 8
+_WIDEST = 256
 
 
 @triton.jit
@@ -246,7 +247,7 @@ def configs(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> Sequence[Config]:
     n = weight.shape[0]
     if triton.cdiv(m, 128) * triton.cdiv(n, 256) >= multiprocessors(x.device):
         found = [
-            sizes(128, 256, 64, warps=8, stages=3, persistent=1),
+            sizes(128, _WIDEST, 64, warps=8, stages=3, persistent=1),
             sizes(128, 128, 64, warps=8, stages=4, persistent=1),
             sizes(128, 128, 64, warps=8, stages=4),
         ]
@@ -262,5 +263,10 @@ def configs(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> Sequence[Config]:
     return [config for config in found if not config["persistent"]]
 
 
+def add_configs(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Sequence[Config]:
+    """Those of `configs` that leave shared memory for a tile of the residual."""
+    return [config for config in configs(x, weight, *rest) if config["columns"] < _WIDEST or not config["persistent"]]
+
+
 provide("linear_act", "triton", linear_act, takes_act, configs)
-provide("linear_add", "triton", linear_add, takes_add, configs)
+provide("linear_add", "triton", linear_add, takes_add, add_configs)

@@ -190,5 +190,5 @@ def test_without_a_gpu_nothing_is_built() -> None:
 def test_refuses_before_the_library_is_asked() -> None:
     x, weight, bias = torch.zeros(2, 8), torch.zeros(4, 8), torch.zeros(4)
     assert linear.takes_act(x, weight, bias, "silu") == "cuBLASLt has no epilogue for silu"
-    assert linear.takes_act(x, weight, bias, "relu") == "the operands are not all on one CUDA device"
+    assert linear.takes_act(x, weight, bias, "gelu_tanh") == "the operands are not all on one CUDA device"
     assert linear.takes_add(x, weight, None, x) == "the operands are not all on one CUDA device"

@@ -518,4 +518,6 @@ def test_unknown_activation_and_empty_sum_are_errors():
 
 
 def test_every_op_has_a_case():
-    assert {case.op for case in CASES} == set(rewriter.ops.OPS)
+    lossy = {op for op in rewriter.ops.OPS if "quantise" in op or op in ("gated", "linear_f16_sums")}
+    # Those have tests of their own: test_low_precision.py.
+    assert {case.op for case in CASES} == set(rewriter.ops.OPS) - lossy
