@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of eager, graph, graph-nhwc, rewriter, rewriter-again, compile, compile-nchw "
         "(default: eager,graph,rewriter,compile; on a CPU eager,rewriter)",
     )
-    parser.add_argument("--batch", type=whole_number, metavar="N", help="rows that the denoiser sees (default: 2)")
+    parser.add_argument(
+        "--batch", type=whole_number, metavar="N", help="rows that the denoiser sees (default: one picture's)"
+    )
     parser.add_argument(
         "--height", type=whole_number, metavar="N", help="of the picture in pixels (default: the model's)"
     )
@@ -151,6 +153,7 @@ def _one_step(step: Step, rules: RuleSet, arguments: argparse.Namespace, notice:
 
 def _by_shape(target: Target, rules: RuleSet, arguments: argparse.Namespace, notice: Notice) -> Outcome:
     from rewriter.bench.shapes import Shape, bench_shapes
+    from rewriter.models.denoiser_inputs import rows_per_picture
     from rewriter.models.targets import picture_size
 
     height, width = picture_size(target.pipeline, target.denoiser, target.call)
@@ -158,7 +161,7 @@ def _by_shape(target: Target, rules: RuleSet, arguments: argparse.Namespace, not
     shapes = [
         Shape(width=width, height=height, batch=batch)
         for width, height in extents
-        for batch in arguments.batches or [arguments.batch or 2]
+        for batch in arguments.batches or [arguments.batch or rows_per_picture(target.pipeline, target.denoiser)]
     ]
     steps = [
         (shape, _step(target, arguments, {"batch": shape.batch, "height": shape.height, "width": shape.width}))

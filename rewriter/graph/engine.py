@@ -99,7 +99,7 @@ class _Engine:
         self.target = target or Target(_device(self.view))
         self.observe = observe
         self.safety = Safety(self.view)
-        self.replacer = Replacer(self.view)
+        self.replacer = Replacer(self.view, functional=not self.safety.writes)
         self.rewrites: list[Rewrite] = []
         self.refusals: list[Refusal] = []
         self.fired: collections.Counter[str] = collections.Counter()

@@ -23,7 +23,19 @@ _SCALAR_NAMES = {
     "Bool": "bool",
 }
 # c10::ScalarType numbers, as `aten::to` has them in a graph.
-DTYPE_CODES = {"u8": 0, "i8": 1, "i16": 2, "i32": 3, "i64": 4, "f16": 5, "f32": 6, "f64": 7, "bool": 11, "bf16": 15}
+DTYPE_CODES = {
+    "u8": 0,
+    "i8": 1,
+    "i16": 2,
+    "i32": 3,
+    "i64": 4,
+    "f16": 5,
+    "f32": 6,
+    "f64": 7,
+    "bool": 11,
+    "bf16": 15,
+    "f8e4m3": 24,
+}
 
 
 # What rule files call torch's dtypes.
@@ -32,6 +44,7 @@ DTYPES = {
     "f32": torch.float32,
     "f16": torch.float16,
     "bf16": torch.bfloat16,
+    "f8e4m3": torch.float8_e4m3fn,
     "i64": torch.int64,
     "i32": torch.int32,
     "i16": torch.int16,

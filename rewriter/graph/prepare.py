@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from rewriter.ops.low_precision import quantise_rows
+
 Option = int | tuple[int, ...]
 
 
@@ -58,12 +60,51 @@ def channels_last(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous(memory_format=formats[weight.dim()])
 
 
+def rows_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
+    """The weight's rows in f8e4m3, each over its scale: see `rewriter.ops.low_precision`."""
+    return quantise_rows(weight, "f8e4m3")[0]
+
+
+def scales_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
+    """The scales that belong to `rows_f8e4m3`: [N, 1], f32, for a weight [N, K]."""
+    return quantise_rows(weight, "f8e4m3")[1]
+
+
+def rows_i8(weight: torch.Tensor) -> torch.Tensor:
+    """The weight's rows in i8, each over its scale: see `rewriter.ops.low_precision`."""
+    return quantise_rows(weight, "i8")[0]
+
+
+def scales_i8(weight: torch.Tensor) -> torch.Tensor:
+    """The scales that belong to `rows_i8`: [N, 1], f32, for a weight [N, K]."""
+    return quantise_rows(weight, "i8")[1]
+
+
+def bias_for(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The bias, dense, or zeros: [N] in the dtype of the weight [N, K].
+
+    Raises ValueError for a bias of another shape or dtype.
+    """
+    if bias is None:
+        return weight.new_zeros(weight.shape[0])
+    if bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
+        raise ValueError(
+            f"bias_for needs a bias of {weight.shape[0]} {weight.dtype}, found {list(bias.shape)} {bias.dtype}"
+        )
+    return bias.contiguous()
+
+
 PREPARE: dict[str, Callable[..., torch.Tensor]] = {
     "concat": concat,
     "interleave": interleave,
     "transpose": transpose,
     "reshape": reshape,
     "channels_last": channels_last,
+    "rows_f8e4m3": rows_f8e4m3,
+    "scales_f8e4m3": scales_f8e4m3,
+    "rows_i8": rows_i8,
+    "scales_i8": scales_i8,
+    "bias_for": bias_for,
 }
 
 

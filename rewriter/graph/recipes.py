@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewriter import torch_ir
 from rewriter.graph.conditions import Judgement
+from rewriter.graph.facts import DTYPES
 from rewriter.graph.inference import Impossible, Inference
 from rewriter.graph.match import Match
 from rewriter.graph.prepare import Option, Prepared
@@ -44,6 +46,8 @@ class Recipes:
         sources = _sources(statement, names)
         if all(value.constant is None for value in sources):
             return None
+        if kind.optional:
+            sources = [value for value in sources if value.constant is not None]
         options = _options(statement, kind, judgement)
         if kind.static:
             return tuple(_extent(value, options["dim"]) for value in sources)
@@ -58,8 +62,12 @@ class Recipes:
         if recipe not in self.made:
             facts = inference.prepared(recipe, sources)
             value = Value(self.view.graph.addInput(), None, "prepared", len(self.made))
-            kind_of_source = sources[0].ir.type()
-            value.ir.setType(kind_of_source.with_sizes(facts.shape) if facts.shape else kind_of_source)
+            assert facts.shape is not None
+            assert facts.strides is not None
+            source = sources[0].ir.type()
+            if source.device() is not None:
+                source = torch_ir.tensor_type(facts.shape, facts.strides, DTYPES[facts.dtype], source.device())
+            value.ir.setType(source)
             value.facts = facts
             self.made[recipe] = value
         return self.made[recipe]

@@ -6,36 +6,25 @@ import functools
 
 from rewriter import torch_ir
 from rewriter.graph.conditions import Judgement
-from rewriter.graph.facts import facts_of_type
+from rewriter.graph.facts import TensorFacts
 from rewriter.graph.inference import Impossible, Inference
 from rewriter.graph.match import Match
 from rewriter.graph.overloads import Known, Supply, converted, takes
 from rewriter.graph.recipes import Operandlike, Recipes, computed
-from rewriter.graph.view import Node, Value, View, destroy, link, unlink
+from rewriter.graph.view import LOOKING, Node, Value, View, destroy, link, unlink
 from rewriter.language.kinds import Kind
 from rewriter.language.rule import Call, Step
 from rewriter.language.syntax import Computed, Constant, Literal, Operand, Sequence, Var, read_variables
 
-# Ops that look at a tensor or at a part of it, and change nothing.
-_LOOKING = frozenset(
-    {
-        "aten::chunk",
-        "aten::select",
-        "aten::size",
-        "aten::slice",
-        "aten::split_with_sizes",
-        "aten::unbind",
-        "aten::unsqueeze",
-        "prim::ListConstruct",
-    }
-)
-
 
 class Replacer:
-    """Builds replacements in one graph. Constants and prepared weights are made once and shared."""
+    """Builds replacements in one graph. Constants and prepared weights are made once and shared.
 
-    def __init__(self, view: View) -> None:
-        self.view = view
+    functional: nothing in the graph is written to, so that it does not matter whose memory a result shares.
+    """
+
+    def __init__(self, view: View, *, functional: bool) -> None:
+        self.view, self.functional = view, functional
         self.graph = view.graph
         self.recipes = Recipes(view)
         self.constants: dict[tuple[type, str], Value] = {}
@@ -81,6 +70,8 @@ class Replacer:
         self.retire(match)
         for old, new in pairs:
             self.redirect(old, new)
+            if self.functional:
+                self.view_as_reshape(new)
         self.retire_unread([*made, *(value.producer for node in match.nodes for value in node.inputs)])
         return [node for node in made if node.alive]
 
@@ -177,11 +168,21 @@ class Replacer:
         return self.constant(float(value) if kind.name == "FloatType" and type(value) is int else value)
 
     def reachable(self, value: Value, place: Node) -> Value:
-        """The value itself; a constant that stands after `place` is moved to the front."""
+        """The value itself. What stands after `place` is moved: a constant to the front, a look to before `place`."""
         producer = value.producer
-        if producer is not None and producer.op == "prim::Constant" and producer.order >= place.order:
+        if producer is None or producer.order < place.order:
+            return value
+        if producer.op == "prim::Constant":
             producer.ir.moveBefore(next(iter(self.graph.nodes())))
             producer.order = -1.0
+            return value
+        for operand in producer.inputs:
+            self.reachable(operand, place)
+        producer.ir.moveBefore(place.ir)
+        if producer.unpacked:
+            producer.outputs[0].ir.node().moveBefore(place.ir)
+        producer.gap = place.gap = place.gap / 2
+        producer.order = place.order - place.gap
         return value
 
     def node(self, ir: torch_ir.IRNode, op: str, inputs: list[Value]) -> Node:
@@ -222,23 +223,42 @@ class Replacer:
         pending = list(candidates)
         while pending:
             node = pending.pop()
-            if node is None or not node.alive or node.op not in _LOOKING or any(value.uses for value in node.outputs):
+            if node is None or not node.alive or node.op not in LOOKING or any(value.uses for value in node.outputs):
                 continue
             node.alive = False
             unlink(node)
             pending += [value.producer for value in node.inputs]
+
+    def view_as_reshape(self, value: Value) -> None:
+        """Has the value, whose elements may lie otherwise than before, reshaped where it was viewed."""
+        for user in [user for user, slot in value.uses if user.op == "aten::view" and slot == 0]:
+            if user.inputs[1].ir.type().kind() != "ListType":
+                continue
+            (result,) = user.outputs
+            made = torch_ir.insert_before(self.graph, user.ir, "aten::reshape", [each.ir for each in user.inputs])
+            made.output().setType(result.ir.type())
+            result.ir.replaceAllUsesWith(made.output())
+            user.ir.destroy()
+            self.view.by_op["aten::view"].remove(user)
+            self.view.by_op.setdefault("aten::reshape", []).append(user)
+            user.ir, user.op, result.ir = made, "aten::reshape", made.output()
 
     @staticmethod
     def redirect(old: Value, new: Value) -> None:
         if new.producer is not None and new.producer.rule is not None and not new.known_facts:
             kind = old.ir.type()
             new.ir.setType(kind)
-            new.infer(functools.partial(facts_of_type, kind))
+            # The old value may stand for something that the trace has not seen, and know more than its type.
+            new.infer(functools.partial(_facts, old))
         for user, slot in old.uses:
             user.inputs[slot] = new
             new.uses[user, slot] = None
         old.uses = {}
         old.ir.replaceAllUsesWith(new.ir)
+
+
+def _facts(value: Value) -> TensorFacts | None:
+    return value.facts
 
 
 def _result(ir: torch_ir.IRValue, node: Node, kind: Kind) -> Value:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rewriter import torch_ir
 from rewriter.graph.match import Match
-from rewriter.graph.view import NOT_CONSTANT, Node, Value, View
+from rewriter.graph.view import LOOKING, NOT_CONSTANT, Node, Value, View
 from rewriter.graph.writes import has_writing_overload, may_share, may_write, writers
 from rewriter.language.schemas import UNDECLARED_ALIASES
 
@@ -93,11 +93,22 @@ class Safety:
         last = max(match.nodes, key=_order)
         place = min((node for node in consumers if node.order < last.order), key=_order, default=last)
         for value in operands:
-            # A constant can be moved; everything else has to be there.
-            maker = value.producer
-            if maker is not None and maker.op != "prim::Constant" and maker.order >= place.order:
+            if not self.can_be_there(value, place, inside):
                 return f"{value.name} is made after {place.op} needs the result"
         return self.written(match, operands, last) or place
+
+    def can_be_there(self, value: Value, place: Node, inside: set[int]) -> bool:
+        """Whether the value is there at `place`, or can be: constants and looks at what is there can be moved."""
+        maker = value.producer
+        if maker is None or maker.op == "prim::Constant":
+            return True
+        if id(maker) in inside:
+            return False
+        if maker.order < place.order:
+            return True
+        if self.aliases is not None or maker.op not in LOOKING:
+            return False
+        return all(self.can_be_there(operand, place, inside) for operand in maker.inputs)
 
     def written(self, match: Match, operands: list[Value], last: Node) -> str | None:
         """None, or which write makes it unsafe to read and make everything at one place."""

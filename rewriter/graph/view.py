@@ -20,6 +20,20 @@ _LEAF_PRIMS = frozenset(
     ("prim::Constant", "prim::ListConstruct", "prim::ListUnpack", "prim::NumToTensor", "prim::TupleConstruct")
 )
 
+# Ops that look at a tensor or at a part of it, and change nothing.
+LOOKING = frozenset(
+    {
+        "aten::chunk",
+        "aten::select",
+        "aten::size",
+        "aten::slice",
+        "aten::split_with_sizes",
+        "aten::unbind",
+        "aten::unsqueeze",
+        "prim::ListConstruct",
+    }
+)
+
 
 class NotConstant:
     """The type of NOT_CONSTANT, which stands for a value that is not known before the graph runs."""

@@ -40,6 +40,8 @@ _RULE_KEYS = (
         "prepare",
         "dims",
         "tolerance",
+        "loses",
+        "saves",
     ),
 )
 _CONDITION_KEYS = (
@@ -119,6 +121,8 @@ class RuleReader(Reader):
             inputs={name: self.input(name, item) for name, item in self.section("inputs").items()},
             dims={name: self.dim(name, item) for name, item in self.section("dims").items()},
             tolerance=self.positive(found["tolerance"], "tolerance") if "tolerance" in found else 2.0,
+            loses={name: self.choice(kinds.LOSSES)(item, "loses") for name, item in self.section("loses").items()},
+            saves=self.choice(kinds.SAVINGS)(found["saves"], "saves") if "saves" in found else "time",
             position=found["id"].position,
             match_text=str(found["match"].value),
             replace_text=str(found["replace"].value),

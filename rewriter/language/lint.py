@@ -56,6 +56,8 @@ def _check_conditions(rule: Rule, reader: RuleReader, scope: Scope) -> None:
     _check_solvable(rule, reader, scope)
     for name in rule.ignore:
         _known(reader, name, set(scope.operands) | scope.skipped | scope.choices, "ignore")
+    for name in rule.loses:
+        _known(reader, name, set(scope.operands), "loses")
     for index, expression in enumerate(rule.require):
         scope.check_symbols(
             expression, reader, "require", reader.items(reader.found["require"], "require")[index].position

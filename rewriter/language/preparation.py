@@ -11,6 +11,8 @@ class Preparation:
 
     many: bool
     options: tuple[tuple[str, int | tuple[int, ...] | None], ...]
+    # Sources that are absent in the match are left out.
+    optional: bool = False
     # Gives constants known at capture instead of a weight.
     static: bool = False
 
@@ -21,5 +23,10 @@ PREPARATIONS: dict[str, Preparation] = {
     "transpose": Preparation(many=False, options=(("dim0", None), ("dim1", None))),
     "reshape": Preparation(many=False, options=(("shape", None),)),
     "channels_last": Preparation(many=False, options=()),
+    "rows_f8e4m3": Preparation(many=False, options=()),
+    "scales_f8e4m3": Preparation(many=False, options=()),
+    "rows_i8": Preparation(many=False, options=()),
+    "scales_i8": Preparation(many=False, options=()),
+    "bias_for": Preparation(many=True, options=(), optional=True),
     "extents": Preparation(many=True, options=(("dim", None),), static=True),
 }

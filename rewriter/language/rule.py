@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from rewriter.errors import Position
 from rewriter.language.conditions import PHASES, Comparison, Condition, DimRange, Input
@@ -71,6 +71,8 @@ class Rule:
     inputs: Mapping[str, Input]
     dims: Mapping[str, DimRange]
     tolerance: float
+    loses: Mapping[str, str]
+    saves: str
     position: Position
     match_text: str
     replace_text: str
@@ -100,6 +102,10 @@ class RuleSet:
     @classmethod
     def ordered(cls, rules: tuple[Rule, ...]) -> RuleSet:
         return cls(tuple(sorted(rules, key=lambda rule: (PHASES.index(rule.phase), -rule.benefit))))
+
+    def without(self, ids: Collection[str]) -> RuleSet:
+        """These rules but for some."""
+        return RuleSet(tuple(rule for rule in self.rules if rule.id not in ids))
 
     @property
     def digest(self) -> str:

@@ -37,10 +37,19 @@ def machine(device: str) -> dict[str, str]:
             "gpu": torch.cuda.get_device_name(),
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
+            "driver": _driver(),
         }
     else:
         found |= {"cpu": _cpu_name(), "threads": str(torch.get_num_threads()), "system": platform.system()}
     return found
+
+
+@functools.cache
+def _driver() -> str:
+    """What the NVIDIA driver says of itself; nothing where it is out of sight."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path("/proc/driver/nvidia/version").read_text().partition("\n")[0].strip()
+    return ""
 
 
 @functools.cache

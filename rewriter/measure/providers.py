@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,13 @@ _SAMPLES = 3
 _JUST_IN_TIME = "triton"
 _FEW = 8
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
-_LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_LIMITS = {
+    torch.float32: 1e-3,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+    torch.float8_e4m3fn: 5e-2,
+    torch.int8: 5e-2,
+}
 
 
 class ProviderChooser:
@@ -74,25 +80,40 @@ class ProviderChooser:
             return float("inf")
 
 
-def compile_candidates(call: Callable[[], Any], cache: TimingCache) -> None:
-    """Compiles, many at a time, the kernels that will be timed for the ops in `call`, which is run once for that."""
+def compile_candidates(
+    every: Iterable[Callable[[], Any]], first: Callable[[], Any] | None = None, *, cache: TimingCache
+) -> None:
+    """Compiles kernels, many at a time, in one go: all that will be timed for the ops in `every` call, and for each op
+    in `first` the one that serves unmeasured. All are run once for that, by the references."""
     tasks: list[str] = []
 
-    def collect(op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
-        if cache.choice(_key(op, signature)) is None:
-            tasks.extend(
-                ahead.task(op.name, choice.provider, dict(choice.config), arguments)
-                for choice in dispatch.candidates(op, arguments)
-                if choice.provider == _JUST_IN_TIME
-            )
-        return Choice(registry.REFERENCE)
+    def collect(call: Callable[[], Any], candidates: Callable[..., list[Choice]]) -> None:
+        def chooser(op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+            if cache.choice(_key(op, signature)) is None:
+                tasks.extend(
+                    ahead.task(op.name, choice.provider, dict(choice.config), arguments)
+                    for choice in candidates(op, arguments)
+                    if choice.provider == _JUST_IN_TIME
+                )
+            return Choice(registry.REFERENCE)
+
+        with (
+            # What fails here will fail where it is timed, and be said there.
+            contextlib.suppress(RuntimeError, NotImplementedError),
+            dispatch.choosing(chooser, remember=False),
+            torch.no_grad(),
+            torch_ir.plain_executor(),
+        ):
+            call()
 
     if "triton" in providers.load():
         return
     from rewriter.ops.triton import ahead
 
-    with dispatch.choosing(collect, remember=False), torch.no_grad(), torch_ir.plain_executor():
-        call()
+    for call in every:
+        collect(call, dispatch.candidates)
+    if first is not None:
+        collect(first, lambda *call: [dispatch.first_able(*call)])
     if len(set(tasks)) < _FEW:
         return
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -119,12 +140,12 @@ def _key(op: registry.Op, signature: str) -> str:
 
 def _distance(found: Any, expected: Any) -> float:
     """Relative L2 distance of the outputs together, over what is finite in the reference; NaN where a NaN is new."""
-    pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
     square = scale = 0.0
-    for one, other in pairs:
+    for narrow, expectation in zip(_tensors(found), _tensors(expected), strict=True):
+        one, other = narrow.double(), expectation.double()
         finite = other.isfinite()
-        square += float((one.double() - other.double())[finite].square().sum())
-        scale += float(other.double()[finite].square().sum())
+        square += float((one - other)[finite].square().sum())
+        scale += float(other[finite].square().sum())
     return math.sqrt(square / scale if scale else square)
 
 

@@ -13,6 +13,9 @@ from rewriter import torch_ir
 from rewriter.graph.facts import DTYPES, TensorFacts
 from rewriter.graph.view import Node, NotConstant, Value
 
+# Rows in eight bits, drawn so that few are beyond what either holds.
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.int8)
+_SPREAD = 32.0
 _INTEGER_OPS = {
     "aten::add": lambda a, b: a + b,
     "aten::sub": lambda a, b: a - b,
@@ -38,9 +41,11 @@ class TensorPlan:
     def draw(self) -> torch.Tensor:
         """Normal numbers in the recorded memory order; zeros where the dtype holds none."""
         tensor = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        if self.dtype in _EIGHT_BITS:
+            return tensor.copy_(torch.randn(self.shape, generator=generator, device=self.device).mul_(_SPREAD))
         if not self.dtype.is_floating_point:
             return tensor.zero_()
-        generator = torch.Generator(self.device).manual_seed(0)
         if 0 in self.strides:
             return torch.randn(self.shape, generator=generator, device=self.device).to(self.dtype)
         return tensor.normal_(generator=generator)

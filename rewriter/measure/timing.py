@@ -68,7 +68,8 @@ def in_turn(calls: Sequence[Callable[[], Any]], device: str) -> list[float]:
         for call in calls:
             try:
                 watches.append(stopwatch(call, device, repeat=False))
-            except (RuntimeError, NotImplementedError):
+            except (RuntimeError, NotImplementedError) as error:
+                _log.warning("a whole graph cannot be timed: %s", str(error).strip().splitlines()[-1:])
                 watches.append(None)
         for turn in range(_TURNS):
             leader = min(best)

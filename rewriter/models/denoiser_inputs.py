@@ -44,6 +44,12 @@ def denoiser_inputs(
     return {**inputs, "return_dict": False}
 
 
+def rows_per_picture(pipeline: Any, denoiser: str) -> int:
+    """The rows that the denoiser sees for one picture: two under classifier-free guidance, one where the guidance was
+    distilled into the model."""
+    return 1 if type(getattr(pipeline, denoiser)).__name__ == "FluxTransformer2DModel" else 2
+
+
 class _Source:
     """Seeded random tensors with the dtype and device of `module`, and the extents that were asked for."""
 

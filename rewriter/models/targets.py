@@ -16,7 +16,7 @@ import torch
 
 from rewriter.errors import UnknownTarget
 from rewriter.models.catalogue import ARCHITECTURES
-from rewriter.models.denoiser_inputs import denoiser_inputs
+from rewriter.models.denoiser_inputs import denoiser_inputs, rows_per_picture
 from rewriter.models.pictures import lighthouse
 from rewriter.models.published import PROMPT
 
@@ -45,18 +45,18 @@ class Target:
         return arguments
 
     def denoiser_inputs(
-        self, batch: int = 2, height: int | None = None, width: int | None = None, *, seed: int = 0
+        self, batch: int | None = None, height: int | None = None, width: int | None = None, *, seed: int = 0
     ) -> dict[str, Any]:
         """Keyword arguments for one call of the denoiser, random but seeded.
 
-        `batch` counts rows, `height` and `width` are in pixels (default: as in `example`). Raises UnknownTarget where
-        the denoiser's class is not known, ValueError for impossible sizes.
+        `batch` counts rows (default: those of one picture), `height` and `width` are in pixels (default: as in
+        `example`). Raises UnknownTarget where the denoiser's class is not known, ValueError for impossible sizes.
         """
         default_height, default_width = picture_size(self.pipeline, self.denoiser, self.call)
         return denoiser_inputs(
             self.pipeline,
             self.denoiser,
-            batch=batch,
+            batch=batch if batch is not None else rows_per_picture(self.pipeline, self.denoiser),
             height=height if height is not None else default_height,
             width=width if width is not None else default_width,
             seed=seed,

@@ -210,3 +210,23 @@ def test_other_dtypes(bench: Any, traced: Any, dtype: torch.dtype) -> None:
     rule = {"match": "y = aten::linear(x, w, b)", "replace": "t = aten::t(w)\ny = aten::addmm(b, x, t)"}
     found = bench.check(graph, rule, weights=len(weights))
     assert found.fired == ["rule-0"]
+
+
+def test_a_view_of_what_then_lies_otherwise_becomes_a_reshape(bench: Any) -> None:
+    """Slices of a merged projection have gaps between their rows, which a view cannot bridge."""
+    rule = {
+        "match": "y = aten::neg(x)",
+        "where": {"x": {"rank": 2}},
+        "replace": "t = aten::transpose(x, 0, 1)\nn = aten::mul(t, -1)\ny = aten::transpose(n, 0, 1)",
+    }
+    found = bench.check(
+        """graph(%x : F(2, 4)):
+          %y : F(2, 4) = aten::neg(%x)
+          %eight : int = prim::Constant[value=8]()
+          %size : int[] = prim::ListConstruct(%eight)
+          %v : F(8) = aten::view(%y, %size)
+          return (%v)""",
+        rule,
+        torch.arange(8.0).reshape(2, 4),
+    )
+    assert found.ops == ["aten::transpose", "aten::mul", "aten::transpose", "aten::reshape"]

@@ -103,6 +103,54 @@ def test_an_operand_that_is_made_after_the_first_consumer(bench: Any) -> None:
     assert bench.check(early, rule, X).fired == ["rule-0"]
 
 
+def test_a_look_that_stands_after_the_first_consumer_is_moved(bench: Any) -> None:
+    rule = {
+        "match": "t = aten::relu(x)\ny = aten::mul(t, w)",
+        "may_escape": ["t"],
+        "replace": "t = aten::clamp_min(x, 0)\ny = aten::mul(w, t)",
+        "where": {"w": {"weight": False}},
+    }
+    found = bench.check(
+        """graph(%x : F(2, 4), %m : F(2, 8)):
+          %one : int = prim::Constant[value=1]()
+          %two : int = prim::Constant[value=2]()
+          %t : F(2, 4) = aten::relu(%x)
+          %z : F(2, 4) = aten::neg(%t)
+          %both : Tensor[] = aten::chunk(%m, %two, %one)
+          %v : F(2, 4), %w : F(2, 4) = prim::ListUnpack(%both)
+          %y : F(2, 4) = aten::mul(%t, %w)
+          return (%y, %z, %v)""",
+        rule,
+        X,
+        torch.randn(2, 8),
+    )
+    assert found.fired == ["rule-0"]
+    assert found.ops == ["aten::clamp_min", "aten::chunk", "aten::mul", "aten::neg"]
+
+
+def test_a_look_at_what_the_match_makes_stays(bench: Any) -> None:
+    """Moved before the replacement it would read its own result."""
+    rule = {
+        "match": "t = aten::relu(x)\ny = aten::mul(t, w)",
+        "may_escape": ["t"],
+        "replace": "t = aten::clamp_min(x, 0)\ny = aten::mul(w, t)",
+        "where": {"w": {"weight": False}},
+    }
+    found = bench.check(
+        """graph(%x : F(2, 4)):
+          %zero : int = prim::Constant[value=0]()
+          %t : F(2, 4) = aten::relu(%x)
+          %z : F(2, 4) = aten::neg(%t)
+          %w : F(4) = aten::select(%t, %zero, %zero)
+          %y : F(2, 4) = aten::mul(%t, %w)
+          return (%y, %z)""",
+        rule,
+        X,
+    )
+    assert found.fired == []
+    assert "is made after aten::neg needs the result" in found.reasons[0]
+
+
 def test_a_constant_that_stands_after_the_first_consumer_is_moved(bench: Any) -> None:
     rule = {
         "match": "t = aten::relu(x)\ny = aten::mul(t, c)",

@@ -70,6 +70,8 @@ DOCUMENT: dict[str, Any] = {
             },
             "dims": {"N": "1..3", "M": [1, 2], "K": 4},
             "tolerance": 2,
+            "loses": {"x": "f8e4m3"},
+            "saves": "memory",
         }
     ],
 }

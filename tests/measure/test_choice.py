@@ -15,7 +15,7 @@ from rewriter import torch_ir
 from rewriter.graph.canonical import canonicalise
 from rewriter.graph.conditions import Target
 from rewriter.language import RuleSet, load_rules
-from rewriter.measure import cache, choice, whole
+from rewriter.measure import cache, choice, regions, whole
 from rewriter.measure.region import Pair, TensorPlan
 from rewriter.measure.timing import Timing
 
@@ -64,7 +64,7 @@ def kept(graph: torch_ir.Graph, weights: int, rules: RuleSet) -> dict[str, bool]
 def test_only_what_is_faster_is_kept(
     monkeypatch: pytest.MonkeyPatch, before: float, after: float, *, stays: bool
 ) -> None:
-    monkeypatch.setattr(choice, "compare", fixed(before, after))
+    monkeypatch.setattr(regions, "compare", fixed(before, after))
     graph, weights = traced(Norms(), torch.randn(2, 8, 4, 4))
     found = kept(graph, len(weights), RuleSet((load_rules()["group-norm-silu"], load_rules()["dropout"])))
     assert found == {"dropout": True, "group-norm-silu": stays}
@@ -80,7 +80,7 @@ def test_inputs_have_the_shapes_that_were_recorded(monkeypatch: pytest.MonkeyPat
             shapes.append([plan.shape for plan in region.plans if isinstance(plan, TensorPlan)])
         return Timing(before=2.0, after=1.0)
 
-    monkeypatch.setattr(choice._Regions, "time", timed)
+    monkeypatch.setattr(regions.Regions, "time", timed)
     q, kv = torch.randn(2, 5, 3, 4), torch.randn(2, 9, 3, 4)
     graph, weights = traced(Crossing(), q, kv, kv + 1)
     assert kept(graph, len(weights), RuleSet((load_rules()["attention-tokens"],))) == {"attention-tokens": True}
@@ -88,7 +88,7 @@ def test_inputs_have_the_shapes_that_were_recorded(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_fastest_whole_graph_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "compare", fixed(10.0, 5.0))
+    monkeypatch.setattr(regions, "compare", fixed(10.0, 5.0))
     x = torch.randn(2, 8, 4, 4)
     graph, weights = traced(Norms(), x)
     rules = RuleSet((load_rules()["group-norm-silu"],))

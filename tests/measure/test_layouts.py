@@ -11,8 +11,9 @@ from rewriter import torch_ir
 from rewriter.graph.canonical import canonicalise
 from rewriter.graph.conditions import Target
 from rewriter.language import load_rules
-from rewriter.measure import choice, whole
+from rewriter.measure import choice, regions, whole
 from rewriter.measure.layouts import record_layouts
+from rewriter.measure.timing import Timing
 
 CPU = Target(device="cpu")
 
@@ -65,13 +66,13 @@ def test_orders_are_kept_or_left_out_together(monkeypatch: pytest.MonkeyPatch, p
     graph, weights, x = traced()
 
     def compare(*_: object) -> object:
-        return choice.Timing(before=1.0, after=2.0)
+        return Timing(before=1.0, after=2.0)
 
     def in_turn(calls: list[object], _: str) -> list[float]:
         # First: all with the orders, all without them. Then: the best regions, all of them, none.
         return [1.0, 2.0][:: 1 if pays else -1] if len(calls) == 2 else [1.0, 2.0, 3.0]
 
-    monkeypatch.setattr(choice, "compare", compare)
+    monkeypatch.setattr(regions, "compare", compare)
     monkeypatch.setattr(whole, "in_turn", in_turn)
     rules = load_rules(["default"])
     found = choice.choose(graph, rules, weights=len(weights), target=CPU, arguments=[x, *weights])

@@ -1,0 +1,156 @@
+"""Cuts a rewritten graph into regions, times each distinct one, and leaves out what does not pay."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from rewriter import torch_ir
+from rewriter.graph.conditions import Target
+from rewriter.graph.engine import Blocked, Rewrite, Rewritten, rewrite
+from rewriter.graph.view import Node, View
+from rewriter.language.rule import RuleSet
+from rewriter.measure.cache import TimingCache
+from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
+from rewriter.measure.timing import Timing, compare
+
+_log = logging.getLogger("rewriter")
+# What is blocked can make room for another rule, which is measured in its turn.
+_ROUNDS = 4
+
+
+class Regions:
+    """Finds the regions that pay, one by one."""
+
+    def __init__(
+        self,
+        graph: torch_ir.Graph,
+        rules: RuleSet,
+        weights: int,
+        target: Target,
+        cache: TimingCache,
+        phases: tuple[str, ...],
+    ) -> None:
+        self.graph = graph
+        self.rules = rules
+        self.weights = weights
+        self.target = target
+        self.cache = cache
+        self.phases = phases
+        self.first: Rewritten | None = None
+        self.original = View(graph, weights)
+        self.nodes = {origin: node for node in self.original.nodes for origin in node.origins}
+        self.seen: dict[tuple[str, frozenset[int]], Rewrite] = {}
+        self.timings: dict[str, tuple[str, int, Timing]] = {}
+        self.unmeasurable: dict[str, str] = {}
+        self.unmeasured = frozenset(rule.id for rule in rules if rule.saves == "memory")
+
+    def run(self) -> Rewritten:
+        blocked: Blocked = frozenset()
+        for round_number in range(_ROUNDS):
+            result = self.rewritten(blocked)
+            self.first = self.first or result
+            for done in result.rewrites:
+                self.seen.setdefault((done.rule, done.origins), done)
+            losing = self.losing(result)
+            if not losing:
+                return result
+            blocked |= losing
+            _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
+        return rewrite(self.graph, self.rules, weights=self.weights, phases=(), target=self.target)
+
+    def rewritten(self, blocked: Blocked) -> Rewritten:
+        return rewrite(
+            self.graph, self.rules, weights=self.weights, phases=self.phases, target=self.target, blocked=blocked
+        )
+
+    def unknown(self) -> Iterator[Callable[[], Any]]:
+        """The rewritten form of each distinct region that will be timed, as a function of nothing."""
+        met: set[str] = set()
+        for origins, after, _ in self.sites(self.rewritten(frozenset())):
+            with contextlib.suppress(Unmeasurable, RuntimeError, NotImplementedError):
+                pair = self.pair(origins, after)
+                if pair.key not in met and self.cache.get(pair.key) is None:
+                    met.add(pair.key)
+                    yield pair.after.call({})
+
+    def found(self, result: Rewritten) -> tuple[Rewrite, ...]:
+        """Every rewrite that was seen, kept where it is one of `result`."""
+        kept = {(done.rule, done.origins) for done in result.rewrites}
+        return tuple(dataclasses.replace(done, kept=key in kept) for key, done in self.seen.items())
+
+    def losing(self, result: Rewritten) -> Blocked:
+        blocked: set[tuple[str, int]] = set()
+        for origins, after, rewrites in self.sites(result):
+            if not self.wanted(rewrites) and not self.pays(origins, after, rewrites):
+                blocked |= {(done.rule, origin) for done in rewrites for origin in done.origins}
+        return frozenset(blocked)
+
+    @staticmethod
+    def sites(result: Rewritten) -> Iterator[tuple[frozenset[int], list[Node], list[Rewrite]]]:
+        """Each region: the original nodes, those that took their place, and the rewrites."""
+        made: dict[int, list[Node]] = {}
+        for node in result.view.alive():
+            if node.rule is not None:
+                for origin in node.origins:
+                    made.setdefault(origin, []).append(node)
+        for origins, rewrites in regions(result.rewrites):
+            yield origins, list({id(n): n for origin in origins for n in made.get(origin, ())}.values()), rewrites
+
+    def pair(self, origins: frozenset[int], after: list[Node]) -> Pair:
+        """Raises Unmeasurable."""
+        shared: dict[object, object] = {}
+        return Pair(cut([self.nodes[origin] for origin in origins], shared), cut(after, shared))
+
+    def wanted(self, rewrites: list[Rewrite]) -> bool:
+        """Whether speed does not decide: a rule that saves memory has a part in it."""
+        return any(done.rule in self.unmeasured for done in rewrites)
+
+    def pays(self, origins: frozenset[int], after: list[Node], rewrites: list[Rewrite]) -> bool:
+        name = " + ".join(dict.fromkeys(done.rule for done in rewrites))
+        try:
+            pair = self.pair(origins, after)
+            timing = self.cache.get(pair.key)
+            if timing is None:
+                timing = self.time(pair)
+                self.cache.put(pair.key, timing)
+        except (Unmeasurable, RuntimeError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            self.unmeasurable.setdefault(f"{name}: {reason}", rewrites[0].site)
+            return False
+        _, count, _ = self.timings.get(pair.key, (name, 0, timing))
+        self.timings[pair.key] = (name, count + 1, timing)
+        return timing.pays
+
+    def time(self, pair: Pair) -> Timing:
+        drawn: dict[TensorPlan, torch.Tensor] = {}
+        before, after = pair.before.call(drawn), pair.after.call(drawn)
+        return compare(before, after, self.target.device)
+
+
+def regions(rewrites: Iterable[Rewrite]) -> list[tuple[frozenset[int], list[Rewrite]]]:
+    """Rewrites that touch common original nodes, directly or through others, together: they pay or lose as one."""
+    parent: dict[int, int] = {}
+
+    def find(origin: int) -> int:
+        while parent.setdefault(origin, origin) != origin:
+            parent[origin] = parent[parent[origin]]
+            origin = parent[origin]
+        return origin
+
+    found = list(rewrites)
+    for done in found:
+        first, *rest = done.origins
+        for origin in rest:
+            parent[find(origin)] = find(first)
+    groups: dict[int, tuple[set[int], list[Rewrite]]] = {}
+    for done in found:
+        origins, members = groups.setdefault(find(next(iter(done.origins))), (set(), []))
+        origins |= done.origins
+        members.append(done)
+    return [(frozenset(origins), members) for origins, members in groups.values()]

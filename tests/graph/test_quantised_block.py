@@ -1,0 +1,90 @@
+"""The fp8 pack on a transformer block: quantised layers read rows, and only what attention gives is stored in full."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+import torch.nn.functional as F
+
+from rewriter import torch_ir
+from rewriter.graph import prepare
+from rewriter.graph.canonical import canonicalise
+from rewriter.graph.conditions import Target
+from rewriter.graph.engine import Rewritten, rewrite
+from rewriter.language import load_rules
+
+HOPPER = Target(device="cuda", sm=90)
+
+
+class Block(torch.nn.Module):
+    """Self-attention and a feed-forward with GEGLU, each behind a norm, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(128) for _ in range(4))
+        self.qkv = torch.nn.ModuleList(torch.nn.Linear(128, 384) for _ in range(2))
+        self.out = torch.nn.ModuleList(torch.nn.Linear(128, 128) for _ in range(2))
+        self.up = torch.nn.ModuleList(torch.nn.Linear(128, 512) for _ in range(2))
+        self.down = torch.nn.ModuleList(torch.nn.Linear(256, 128) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for index in range(2):
+            n = self.norms[2 * index](x)
+            # The extents of a norm are read, as diffusers' attention does.
+            batch, tokens, _ = n.shape
+            q, k, v = self.qkv[index](n).view(batch, tokens, 3, 4, 32).permute(2, 0, 3, 1, 4).unbind(0)
+            a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, 128)
+            x = self.out[index](a) + x
+            hidden, gate = self.up[index](self.norms[2 * index + 1](x)).chunk(2, dim=-1)
+            x = self.down[index](hidden * F.gelu(gate)) + x
+        return x
+
+
+def rewritten(module: Block, x: torch.Tensor, packs: list[str]) -> tuple[Rewritten, torch.Tensor]:
+    graph, weights = torch_ir.trace(module, [x])
+    canonicalise(graph)
+    result = rewrite(graph, load_rules(packs), weights=len(weights), target=HOPPER)
+    tensors = list(weights)
+    for recipe in result.prepared:
+        tensors.append(prepare.run(recipe, tensors))
+    function = torch_ir.function_from_graph(result.graph)
+    with torch.no_grad(), torch_ir.plain_executor():
+        return result, function(x, *tensors)
+
+
+def test_norms_and_gates_write_rows() -> None:
+    torch.manual_seed(0)
+    module = Block().half().eval()
+    x = torch.randn(2, 10, 128).half()
+    result, found = rewritten(module, x, ["default", "fp8"])
+    ops = Counter(node.kind() for node in result.graph.nodes() if node.kind().startswith("rewriter::"))
+    assert ops["rewriter::layer_norm_quantised"] == 1
+    assert ops["rewriter::add_layer_norm_quantised"] == 3
+    assert ops["rewriter::gated_quantised"] == 2
+    # Of what attention gives.
+    assert ops["rewriter::quantise_rows"] == 2
+    assert ops["rewriter::quantised_linear"] + ops["rewriter::quantised_linear_add"] == 8
+    assert not ops.keys() & {
+        "rewriter::layer_norm",
+        "rewriter::gated",
+        "rewriter::linear_add",
+        "rewriter::linear_geglu",
+    }
+    with torch.no_grad():
+        exact = module.float()(x.float())
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
+
+
+def test_int8_costs_less_precision() -> None:
+    torch.manual_seed(0)
+    module = Block().half().eval()
+    x = torch.randn(2, 10, 128).half()
+    errors = []
+    for packs in (["default"], ["default", "int8"], ["default", "fp8"]):
+        found = rewritten(module.half(), x, packs)[1]
+        with torch.no_grad():
+            exact = module.float()(x.float())
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert errors[0] < 2e-3 < errors[1] < 2e-2
+    assert errors[1] < errors[2]
