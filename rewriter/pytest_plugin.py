@@ -91,7 +91,8 @@ class RuleItem(pytest.Item):
 
     def runtest(self) -> None:
         """Raises Unproved, or skips where the provider takes no example."""
-        from rewriter.proof.campaign import Job, Request, prove_one
+        from rewriter.proof.campaign import prove_one
+        from rewriter.proof.jobs import Job, Request
 
         options = self.config.option
         request = Request(

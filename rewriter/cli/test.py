@@ -8,11 +8,10 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rewriter.cli.output import FINDINGS, INCOMPLETE, OK, WrongUsage, complain, print_json, progress, whole_number
+from rewriter.cli.output import FINDINGS, INCOMPLETE, OK, WrongUsage, complain, print_json, whole_number
 from rewriter.cli.targets import DTYPES
 
 if TYPE_CHECKING:
-    from rewriter.proof.campaign import Job
     from rewriter.proof.pool import Setup
     from rewriter.proof.results import Results
 
@@ -23,14 +22,12 @@ Proves each rule of the files, or of the default pack, on inputs drawn from its 
 provider of its ops, against its own pattern in float64. The proofs run in a process of their own, so that a kernel
 that breaks it costs one proof. The verdict on this machine is kept where `rewriter.optimize` reads it: rules that
 failed are left out there. The exit status is 1 if a rule failed or a mutant of it survived, 3 if nothing failed but
-something could not be tried.
+something could not be tried. Ended by a signal, or when the time is over, it still writes what it found.
 """
 EXAMPLE = "rewriter test my-rules.yaml --device cuda --time --out verdict"
 
 _EXAMPLES = 50
 _THOROUGH = 1000
-# Processes at once on one GPU: each needs memory there, and what they wait for is mostly the host.
-_SHARING = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,14 +82,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=whole_number,
         metavar="N",
-        help=f"processes at once, except for timing (default: one per core, on a GPU at most {_SHARING})",
+        help="processes at once, except for timing (default: one per core, fewer where a GPU is too small for that)",
+    )
+    parser.add_argument(
+        "--within", type=whole_number, metavar="S", help="seconds after which what is not done is left (status 3)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Proves the rules. Returns 0, 1 if there are findings, or 3 if something could not be tried."""
     from rewriter.proof import verdict
-    from rewriter.proof.campaign import UnknownChoice
+    from rewriter.proof.jobs import UnknownChoice
     from rewriter.proof.pool import Refused
     from rewriter.proof.summary import markdown
 
@@ -119,8 +119,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _campaign(arguments: argparse.Namespace) -> Results:
-    from rewriter.proof.campaign import Request
+    from rewriter.cli.proving import interruptible, shown
+    from rewriter.proof.campaign import Stop
     from rewriter.proof.campaign import run as prove
+    from rewriter.proof.jobs import Request
+    from rewriter.proof.pool import Refused
 
     if arguments.time and arguments.device != "cuda":
         raise WrongUsage("--time: found --device cpu, expected --device cuda")
@@ -132,16 +135,18 @@ def _campaign(arguments: argparse.Namespace) -> Results:
         examples=_THOROUGH if arguments.thorough else arguments.examples,
         seed=arguments.seed,
         mutants=arguments.device == "cpu" if arguments.mutants is None else arguments.mutants,
-        jobs=arguments.jobs or (min(_SHARING, _cores()) if arguments.device == "cuda" else _cores()),
+        jobs=arguments.jobs or _cores(),
+        within=arguments.within,
     )
-    with progress("proving") as bar:
-
-        def show(job: Job, done: int, total: int) -> None:
-            bar.total = total
-            bar.set_postfix_str(str(job), refresh=False)
-            bar.update(done - bar.n)
-
-        return prove(request, show)
+    stop = Stop()
+    with shown() as progress, interruptible(stop):
+        try:
+            return prove(request, progress, stop)
+        except Refused as error:
+            if stop.reason:
+                # Before anything was found.
+                raise KeyboardInterrupt from error
+            raise
 
 
 def _example(arguments: argparse.Namespace) -> Results:

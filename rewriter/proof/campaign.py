@@ -3,85 +3,82 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
-import difflib
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rewriter.errors import RewriterError
+from rewriter.proof.jobs import Job, Plan, Request, known, planned
 from rewriter.proof.outcome import Example, Failure, Proof
 from rewriter.proof.pool import JobError, Refused, Setup, Stopped, Worker
 from rewriter.proof.results import Ceilings, Machine, Results, Score, Timed, proof_of, timed_of
 
 # A rule that has stopped so many workers is not tried with further dtypes and providers.
 _MOST_STOPS = 6
+# Bytes that a worker may need on a GPU.
+_SHARE = 3 * 2**30
+# Of the time that there is, what the proofs may take where something is timed too, and what one proof may take.
+_PROOFS = 0.7
+_ONE_PROOF = 0.25
+# Jobs that are named one by one where they were not done.
+_NAMED = 8
 
 
-class UnknownChoice(RewriterError, ValueError):
-    """A rule, dtype or provider that was asked for and is not there."""
+class Progress:
+    """Hears how a campaign goes; says nothing."""
+
+    def begin(self, jobs: int, processes: int) -> None:
+        """So many jobs by so many processes are to be done."""
+
+    def done(self, job: Job, outcome: str, seconds: float) -> None:
+        """A job is done, with an outcome in a few words."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What to prove. Empty `rules`, `dtypes`, `providers`: all that there are. `seed`: None repeats the same examples.
+class Stop:
+    """Ends a campaign before it is done, called from any thread or signal handler; what it has found remains."""
 
-    `jobs`: worker processes at once. What is timed is in the setup.
-    """
+    def __init__(self) -> None:
+        self.reason = ""
+        self._workers: Sequence[Worker] = ()
 
-    setup: Setup
-    rules: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    providers: tuple[str, ...] = ()
-    examples: int = 50
-    seed: int | None = None
-    mutants: bool = True
-    jobs: int = 1
+    def __call__(self, reason: str) -> None:
+        """`reason` completes "not done: ..."; the first one holds."""
+        self.reason = self.reason or reason
+        for worker in self._workers:
+            worker.kill()
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One question to a worker: a proof of a rule in a dtype by a provider, its mutants, or its time at one site."""
-
-    kind: str
-    rule: str
-    dtype: str = ""
-    provider: str = ""
-    number: int = 0
-
-    def __str__(self) -> str:
-        return " ".join(filter(None, (self.rule, self.dtype, self.provider, self.kind if self.kind != "prove" else "")))
+    def watch(self, workers: Sequence[Worker]) -> None:
+        """From here on these processes are ended, too."""
+        self._workers = workers
+        if self.reason:
+            self(self.reason)
 
 
-Progress = Callable[[Job, int, int], None]
-
-
-def run(request: Request, progress: Progress = lambda *_: None) -> Results:
+def run(request: Request, progress: Progress | None = None, stop: Stop | None = None) -> Results:
     """Proves what was asked for. What stops or hangs a worker is a finding about its rule, and the rest goes on.
 
-    `progress(job, done, total)` is told of each job that is done. Raises Refused where no worker can start, and
-    UnknownChoice.
+    Raises Refused where no worker can start, and UnknownChoice.
     """
-    return _Campaign(request, progress).run()
+    return _Campaign(request, progress or Progress(), stop or Stop()).run()
 
 
 def prove_one(worker: Worker, request: Request, job: Job) -> Results:
     """One proof by a worker that is there already. Raises Refused."""
-    campaign = _Campaign(request, lambda *_: None)
-    campaign.rule(worker, [job])
-    return campaign.results(worker.about(), [job])
+    campaign = _Campaign(request, Progress(), Stop())
+    campaign.rule(worker, [job], Stop())
+    return campaign.results(worker.about(), Plan([[job]], [], []))
 
 
 def run_example(setup: Setup, rule: str, provider: str, example: Example) -> Results:
     """One example of one rule, all checks on. Raises Refused and UnknownChoice."""
     with Worker(setup) as worker:
         about = worker.about()
-        _known("--rule", (rule,), [each["id"] for each in about["rules"]])
+        known("--rule", (rule,), [each["id"] for each in about["rules"]])
         providers = next(each["providers"] for each in about["rules"] if each["id"] == rule)
-        _known("--provider", (provider,), providers)
+        known("--provider", (provider,), providers)
         job = Job(kind="example", rule=rule, dtype=example.dtype, provider=provider)
         asked = {"kind": "example", "rule": rule, "provider": provider, "example": str(example)}
         problems: tuple[str, ...] = ()
@@ -99,148 +96,174 @@ def run_example(setup: Setup, rule: str, provider: str, example: Example) -> Res
 
 
 class _Campaign:
-    def __init__(self, request: Request, progress: Progress) -> None:
+    def __init__(self, request: Request, progress: Progress, stop: Stop) -> None:
         self.request = request
         self.progress = progress
+        self.stop = stop
         self.proofs: dict[Job, Proof] = {}
         self.scores: dict[Job, Score] = {}
         self.timings: dict[Job, Timed] = {}
         self.problems: dict[Job, str] = {}
+        self.undone: dict[Job, str] = {}
+        self.stops: dict[str, int] = {}
         self.ceilings: Ceilings | None = None
         self.failure: BaseException | None = None
         self.lock = threading.Lock()
-        self.done = self.total = 0
+        self.start = time.monotonic()
 
     def run(self) -> Results:
+        request = self.request
         with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(Worker(self.request.setup)) for _ in range(max(1, self.request.jobs))]
-            about = workers[0].about()
-            groups = self.plan(about["rules"])
-            timings = [[job for job in group if job.kind == "time"] for group in groups]
-            proofs = [[job for job in group if job.kind != "time"] for group in groups]
-            jobs = [job for group in (*proofs, *timings) for job in group]
-            self.total = len(jobs)
-            self.serve(workers, proofs)
+            worker = stack.enter_context(Worker(request.setup))
+            self.stop.watch([worker])
+            about = worker.about()
+            plan = planned(request, about["rules"])
+            count = request.jobs if about["memory"] is None else min(request.jobs, about["memory"] // _SHARE)
+            workers = [worker, *(stack.enter_context(Worker(request.setup)) for _ in range(1, count))]
+            timings = [Job(kind="ceilings", rule="the card"), *plan.timings] if plan.timings else []
+            self.progress.begin(sum(map(len, plan.first())) + len(timings), len(workers))
+            self.serve(workers, plan.first(), _PROOFS if timings else 1.0)
             # Nothing else may run beside what is timed.
-            for worker in workers[1:]:
-                worker.close()
-            self.serve(workers[:1], timings)
-            if self.request.setup.shapes:
-                self.measure_ceilings(workers[0])
-        return self.results(about, jobs)
+            for other in workers[1:]:
+                other.close()
+            if timings:
+                if worker.killed:
+                    worker = stack.enter_context(Worker(request.setup))
+                self.serve([worker], [[job] for job in timings], 1.0)
+        return self.results(about, plan)
 
-    def results(self, about: Mapping[str, Any], jobs: Sequence[Job]) -> Results:
+    def results(self, about: Mapping[str, Any], plan: Plan) -> Results:
         """What has become of the jobs."""
+        jobs = [job for group in plan.proofs for job in group]
+        order = {rule["id"]: place for place, rule in enumerate(about["rules"])}
+        timings = sorted(plan.timings, key=lambda job: (order[job.rule], job.number))
         return _results(
             self.request.setup,
             about,
             proofs=tuple(self.proofs[job] for job in jobs if job in self.proofs),
             scores=tuple(self.scores[job] for job in jobs if job in self.scores),
-            timings=tuple(self.timings[job] for job in jobs if job in self.timings),
+            timings=tuple(self.timings[job] for job in timings if job in self.timings),
             ceilings=self.ceilings,
-            problems=tuple(self.problems[job] for job in jobs if job in self.problems),
+            problems=(*self.problems.values(), *_left(self.undone)),
         )
 
-    def plan(self, rules: Sequence[Mapping[str, Any]]) -> list[list[Job]]:
-        """The jobs, those of one rule together."""
-        request = self.request
-        _known("--rule", request.rules, [rule["id"] for rule in rules])
-        chosen = [rule for rule in rules if not request.rules or rule["id"] in request.rules]
-        _known("--dtype", request.dtypes, [dtype for rule in chosen for dtype in rule["dtypes"]])
-        _known("--provider", request.providers, [name for rule in chosen for name in rule["providers"]])
-        return [group for rule in chosen if (group := list(self.jobs_of(rule)))]
-
-    def jobs_of(self, rule: Mapping[str, Any]) -> Iterator[Job]:
-        request = self.request
-        for provider in rule["providers"]:
-            for dtype in rule["dtypes"]:
-                if provider in (request.providers or (provider,)) and dtype in (request.dtypes or (dtype,)):
-                    yield Job(kind="prove", rule=rule["id"], dtype=dtype, provider=provider)
-        if rule["providers"] and request.mutants:
-            yield Job(kind="mutants", rule=rule["id"])
-        if rule["providers"]:
-            yield from (Job(kind="time", rule=rule["id"], number=number) for number in range(rule["sites"]))
-
-    def serve(self, workers: Sequence[Worker], groups: Sequence[list[Job]]) -> None:
+    def serve(self, workers: Sequence[Worker], groups: Sequence[list[Job]], share: float) -> None:
+        """Has the workers do the jobs until the `share` of the time that there is has passed."""
         waiting: queue.SimpleQueue[list[Job]] = queue.SimpleQueue()
         for group in groups:
             waiting.put(group)
-        threads = [threading.Thread(target=self.work, args=(worker, waiting), daemon=True) for worker in workers[1:]]
-        for thread in threads:
-            thread.start()
-        self.work(workers[0], waiting)
-        for thread in threads:
-            thread.join()
+        end = Stop()
+        end.watch(workers)
+        self.stop.watch(workers)
+        threads = [
+            threading.Thread(target=self.work, args=(worker, waiting, end), daemon=True) for worker in workers[1:]
+        ]
+        with self.limited(end, share):
+            for thread in threads:
+                thread.start()
+            self.work(workers[0], waiting, end)
+            for thread in threads:
+                thread.join()
         if self.failure is not None:
             raise self.failure
 
-    def work(self, worker: Worker, waiting: queue.SimpleQueue[list[Job]]) -> None:
+    @contextlib.contextmanager
+    def limited(self, end: Stop, share: float) -> Iterator[None]:
+        if self.request.within is None:
+            yield
+            return
+        seconds = max(0.0, self.start + self.request.within * share - time.monotonic())
+        timer = threading.Timer(seconds, end, [f"out of time after {time.monotonic() - self.start + seconds:.0f} s"])
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def work(self, worker: Worker, waiting: queue.SimpleQueue[list[Job]], end: Stop) -> None:
         try:
             while self.failure is None:
                 try:
                     group = waiting.get_nowait()
                 except queue.Empty:
                     return
-                self.rule(worker, group)
+                self.rule(worker, group, end)
         except BaseException as error:
             self.failure = error
 
-    def rule(self, worker: Worker, jobs: Sequence[Job]) -> None:
-        stops = 0
+    def rule(self, worker: Worker, jobs: Sequence[Job], end: Stop) -> None:
         for job in jobs:
             if self.failure is not None:
                 return
-            if job.kind == "mutants" and any(not self.proofs[one].proved for one in jobs if one in self.proofs):
-                # Of a rule that is wrong every mutant is wrong.
-                pass
-            elif stops >= _MOST_STOPS:
-                self.problems[job] = f"{job}: not tried, because {job.rule} has stopped {stops} processes already"
-            else:
-                try:
-                    self.ask(worker, job)
-                except Stopped as stopped:
-                    stops += 1
-                    self.stopped(job, stopped)
-                except JobError as error:
-                    self.problems[job] = f"{job}: {error}"
+            start = time.monotonic()
+            try:
+                outcome = self.tried(worker, job, jobs, end)
+            except (Stopped, Refused) as error:
+                over = self.stop.reason or end.reason
+                if over:
+                    self.undone[job] = over
+                    continue
+                if isinstance(error, Refused):
+                    raise
+                self.stops[job.rule] = self.stops.get(job.rule, 0) + 1
+                outcome = self.stopped(job, error)
+            except JobError as error:
+                outcome = self.problems[job] = f"{job}: {error}"
             with self.lock:
-                self.done += 1
-                self.progress(job, self.done, self.total)
+                self.progress.done(job, outcome, time.monotonic() - start)
 
-    def ask(self, worker: Worker, job: Job) -> None:
+    def tried(self, worker: Worker, job: Job, jobs: Sequence[Job], end: Stop) -> str:
+        """What has become of it, in words."""
+        if self.stop.reason or end.reason:
+            raise Stopped(self.stop.reason or end.reason, example=None, outside=True)
+        if job.kind == "mutants" and any(not self.proofs[one].proved for one in jobs if one in self.proofs):
+            return "not tried: of a rule that is wrong every mutant is wrong"
+        stops = self.stops.get(job.rule, 0)
+        if stops >= _MOST_STOPS:
+            self.problems[job] = f"{job}: not tried, because {job.rule} has stopped {stops} processes already"
+            return self.problems[job]
+        return self.ask(worker, job)
+
+    def ask(self, worker: Worker, job: Job) -> str:
         request = self.request
         if job.kind == "prove":
+            seconds = None if request.within is None else request.within * _ONE_PROOF
             asked: dict[str, Any] = {"kind": "prove", "rule": job.rule, "dtype": job.dtype, "provider": job.provider}
-            self.proofs[job] = proof_of(worker.ask(asked | {"examples": request.examples, "seed": request.seed}))
-        elif job.kind == "mutants":
+            asked |= {"examples": request.examples, "seed": request.seed, "seconds": seconds}
+            found = worker.ask(asked)
+            proof = self.proofs[job] = proof_of(found)
+            if found["cut"]:
+                self.problems[job] = f"{job}: only {proof.examples} of {request.examples} examples in {seconds:.0f} s"
+            return f"failed: {proof.failure.message}" if proof.failure else f"{proof.examples} examples"
+        if job.kind == "mutants":
             found = worker.ask({"kind": "mutants", "rule": job.rule})
-            self.scores[job] = Score(**{**found, "survivors": tuple(found["survivors"])})
-        else:
-            self.timings[job] = timed_of(worker.ask({"kind": "time", "rule": job.rule, "number": job.number}))
+            score = self.scores[job] = Score(**{**found, "survivors": tuple(found["survivors"])})
+            return f"{score.killed} of {score.total} killed"
+        if job.kind == "ceilings":
+            self.ceilings = Ceilings(**worker.ask({"kind": "ceilings"}))
+            return f"{self.ceilings.bandwidth:.0f} GB/s"
+        found = worker.ask({"kind": job.kind, "rule": job.rule, "number": job.number})
+        if job.kind == "compile":
+            return "compiled"
+        timed = self.timings[job] = timed_of(found)
+        return f"{timed.speedup:.2f} times as fast" if timed.speedup else timed.reason or "no provider ran"
 
-    def stopped(self, job: Job, stopped: Stopped) -> None:
+    def stopped(self, job: Job, stopped: Stopped) -> str:
         if job.kind == "prove" and not stopped.outside:
             self.proofs[job] = _stopped(job, self.request.setup.device, stopped)
-        else:
+        elif job.kind != "compile":
+            # What cannot be compiled will be named by the timing that needs it.
             self.problems[job] = f"{job}: {stopped}"
-
-    def measure_ceilings(self, worker: Worker) -> None:
-        job = Job(kind="ceilings", rule="the card")
-        try:
-            self.ceilings = Ceilings(**worker.ask({"kind": "ceilings"}))
-        except (Stopped, JobError) as error:
-            self.problems[job] = f"{job}: {error}"
+        return str(stopped)
 
 
-def _known(option: str, asked: Sequence[str], there: Sequence[str]) -> None:
-    for name in asked:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            known = sorted(set(there))
-            what = (
-                f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known[:12])}" if known else "none"
-            )
-            raise UnknownChoice(f"{option}: found {name!r}, which nothing here has; {what}")
+def _left(undone: Mapping[Job, str]) -> Iterator[str]:
+    """The jobs that were not done, by the reason, in a line each."""
+    for reason in dict.fromkeys(undone.values()):
+        jobs = [str(job) for job, other in undone.items() if other == reason and job.kind != "compile"]
+        more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
+        if jobs:
+            yield f"{len(jobs)} not done, {reason}: {', '.join(jobs[:_NAMED])}{more}"
 
 
 def _stopped(job: Job, device: str, stopped: Stopped) -> Proof:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
+import time
 import zlib
 from collections.abc import Callable
 
@@ -15,7 +17,7 @@ from rewriter.language.rule import Rule
 from rewriter.ops import providers
 from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof.cause import diagnosed
-from rewriter.proof.drawing import drawn, empty, simpler
+from rewriter.proof.drawing import Repeated, drawn, empty, simpler
 from rewriter.proof.fused import GRAPH, ops_of
 from rewriter.proof.oracle import InvalidExample
 from rewriter.proof.outcome import Example, Failure, Proof
@@ -26,10 +28,14 @@ __all__ = ["Result", "dtypes_of", "prove", "providers_of", "run_example"]
 
 # Further examples that may be tried once one has failed, to find a smaller one.
 _SHRINKING = 150
+# And for how many seconds.
+_SHRINKING_SECONDS = 20.0
+# Different extents and layouts among the examples of a proof where kernels are compiled for them.
+_SETTINGS = 11
 # Elements of an operand where a kernel runs in an interpreter, which takes milliseconds for each block.
 _INTERPRETED = 2**13
 # How many examples a provider may refuse before it is taken to refuse all.
-_REFUSED = 50
+_REFUSED = 100
 
 
 def providers_of(rule: Rule, device: str) -> tuple[str, ...]:
@@ -64,15 +70,17 @@ def prove(
     device: str = "cpu",
     examples: int = 50,
     seed: int | None = None,
+    seconds: float | None = None,
     watch: Callable[[Example], None] = lambda _: None,
 ) -> Proof:
     """Runs that many examples, or fewer where one fails: that is shrunk and explained.
 
     Examples that the pattern itself refuses, or the provider, are drawn again, within bounds. A proof with no
     examples and no failure is one of a provider that takes none. `seed`: None draws the same examples each time.
-    `watch` is told of each example before it runs.
+    `seconds`: after which no further example is begun. `watch` is told of each example before it runs.
     """
-    return _Search(rule, dtype, provider, device, watch).run(examples, seed)
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    return _Search(rule, dtype, provider, device, watch, end).run(examples, seed)
 
 
 @dataclasses.dataclass(slots=True)
@@ -82,6 +90,7 @@ class _Search:
     provider: str
     device: str
     watch: Callable[[Example], None]
+    end: float
     attempts: int = 0
     examples: int = 0
     unsupported: int = 0
@@ -98,7 +107,7 @@ class _Search:
                 self.attempt(example, counts=False)
         except _Refuted as refuted:
             failure = self.explained(self.shrunk(refuted.failure))
-        except _Refused:
+        except (_Refused, _Late):
             pass
         except hypothesis.errors.Unsatisfiable:
             failure = None if self.unsupported else self.without_example()
@@ -115,10 +124,11 @@ class _Search:
         )
 
     def search(self, examples: int, seed: int) -> None:
-        interpreted = self.device == "cpu" and self.provider not in (REFERENCE, GRAPH)
-        most = _INTERPRETED if interpreted else None
-        # The interpreter reads subnormal numbers of bf16 as others.
-        values = [each for each in VALUE_CLASSES if (self.dtype, each) != ("bf16", "subnormal") or not interpreted]
+        kernels = self.provider not in (REFERENCE, GRAPH)
+        most = _INTERPRETED if kernels and self.device == "cpu" else None
+        # On a GPU each new set of extents and strides is compiled for, which takes longer than all else.
+        compiled = self.device != "cpu" and self.provider.endswith("triton")
+        repeated = Repeated(max(_SETTINGS, examples // len(VALUE_CLASSES))) if compiled else None
 
         # One number stands for everything: given many, hypothesis makes new examples of old ones' parts, and most of
         # the extents and classes would come up in few of them.
@@ -133,10 +143,19 @@ class _Search:
         )
         @hypothesis.given(st.integers(0, 2**63 - 1))
         def run(number: int) -> None:
+            if time.monotonic() > self.end:
+                raise _Late
             chooser = random.Random(number)
-            example = drawn(self.rule, self.dtype, chooser, self.attempts, most=most, values=values)
+            # Every other one, and each class of values in its turn.
+            plain = kernels and sum(divmod(self.attempts, len(VALUE_CLASSES))) % 2 == 1
+            example = drawn(self.rule, self.dtype, chooser, self.attempts, most=most, plain=plain)
+            if repeated is not None:
+                example = repeated.of(example)
             self.attempts += 1
-            if not self.attempt(example):
+            ran = self.attempt(example)
+            if repeated is not None:
+                repeated.judge(ran)
+            if not ran:
                 hypothesis.reject()
 
         run()
@@ -173,12 +192,13 @@ class _Search:
     def shrunk(self, failure: Failure) -> Failure:
         """The same kind of failure on the simplest example that is found by taking away one thing after the other."""
         tried: set[Example] = set()
+        end = time.monotonic() + _SHRINKING_SECONDS
         again = True
         while again:
             again = False
             assert failure.example is not None
             for example in simpler(self.rule, failure.example):
-                if example == failure.example or example in tried or len(tried) >= _SHRINKING:
+                if example == failure.example or example in tried or len(tried) >= _SHRINKING or time.monotonic() > end:
                     continue
                 tried.add(example)
                 outcome = self.outcome(example)
@@ -210,3 +230,7 @@ class _Refuted(BaseException):
 
 class _Refused(BaseException):
     """The provider takes none of many examples."""
+
+
+class _Late(BaseException):
+    """The time is over."""

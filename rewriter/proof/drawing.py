@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rewriter.language.conditions import LAYOUTS, VALUE_CLASSES, DimRange, TensorInput
 from rewriter.language.rule import Rule
@@ -14,6 +15,8 @@ from rewriter.proof.sample import layouts_of
 
 # One extent in so many is the least of its range, and one the largest.
 _ENDS = 8
+# What kernels for whole vectors of memory ask extents to be multiples of.
+_VECTOR = 8
 
 
 def drawn(
@@ -23,23 +26,54 @@ def drawn(
     number: int,
     *,
     most: int | None = None,
-    values: Sequence[str] = VALUE_CLASSES,
+    plain: bool = False,
 ) -> Example:
-    """The example of a number. `most`: elements of an operand; `values`: the classes to take in turn."""
-    dims = {name: _extent(given, chooser) for name, given in rule.dims.items()}
+    """The example of a number. `most`: elements of an operand.
+
+    `plain`: multiples of 8 for extents, where their ranges have any, and memory as networks have it, channels last in
+    pictures: some kernels take nothing else, and would hardly ever see it.
+    """
+    dims = {name: _extent(given, chooser, plain) for name, given in rule.dims.items()}
     if most is not None:
-        _reduce(rule, dims, most)
+        _reduce(rule, dims, most, _VECTOR if plain else 1)
     # Every class comes with every layout: of all operands at once, and as often with one for each.
-    turn, position = divmod(number, len(values))
+    turn, position = divmod(number, len(VALUE_CLASSES))
     layouts = [each for layout in _layouts(rule) for each in (layout, None)]
     return Example(
         dims=tuple(dims.items()) or None,
-        layout=layouts[(turn + position) % len(layouts)],
-        values=values[position],
+        layout=_usual(rule) if plain else layouts[(turn + position) % len(layouts)],
+        values=VALUE_CLASSES[position],
         choice=chooser.randrange(_choices(rule)),
         dtype=dtype,
         seed=chooser.randrange(2**16),
     )
+
+
+class Repeated:
+    """Gives examples in turn the extents, layouts and configs of a few of them; numbers of other classes every time.
+
+    What the pattern or the provider refuses is replaced.
+    """
+
+    def __init__(self, count: int) -> None:
+        # Without a common factor each of them meets each class.
+        count = next(each for each in itertools.count(count) if math.gcd(each, len(VALUE_CLASSES)) == 1)
+        self.kept: list[Example | None] = [None] * count
+        self.number = 0
+
+    def of(self, example: Example) -> Example:
+        """The next example, which takes over from the one given what is not there yet."""
+        place = self.number % len(self.kept)
+        kept = self.kept[place] = self.kept[place] or example
+        # The seed also draws the layouts, where each operand has its own.
+        return dataclasses.replace(kept, values=VALUE_CLASSES[self.number % len(VALUE_CLASSES)])
+
+    def judge(self, ran: bool) -> None:
+        """Whether the last one ran."""
+        if ran:
+            self.number += 1
+        else:
+            self.kept[self.number % len(self.kept)] = None
 
 
 def empty(rule: Rule, dtype: str) -> Iterator[Example]:
@@ -78,13 +112,22 @@ def _layouts(rule: Rule) -> list[str]:
     return found or [LAYOUTS[0]]
 
 
+def _usual(rule: Rule) -> str:
+    """The layout that a network's tensors have."""
+    pictures = any(isinstance(given, TensorInput) and len(given.shape) > 3 for given in rule.inputs.values())
+    usual = "channels_last" if pictures else "contiguous"
+    return usual if usual in _layouts(rule) else _layouts(rule)[0]
+
+
 def _choices(rule: Rule) -> int:
     return max(len(step.calls) for step in rule.match)
 
 
-def _extent(given: DimRange, chooser: random.Random) -> int:
+def _extent(given: DimRange, chooser: random.Random, plain: bool) -> int:
     if given.choices:
         return chooser.choice(given.choices)
+    if plain and given.high >= _VECTOR:
+        return chooser.randint(-(-max(given.low, 1) // _VECTOR), given.high // _VECTOR) * _VECTOR
     end = chooser.randrange(_ENDS)
     return (given.low, given.high)[end] if end < 2 else chooser.randint(given.low, given.high)
 
@@ -98,12 +141,20 @@ def _small(given: DimRange) -> int:
     return min(given.choices) if given.choices else max(given.low, min(2, given.high))
 
 
-def _reduce(rule: Rule, dims: dict[str, int], most: int) -> None:
-    """Halves the widest ranges until every operand has at most so many elements, or all are at their least."""
-    least = {name: max(given.low, 1) for name, given in rule.dims.items() if not given.choices}
+def _reduce(rule: Rule, dims: dict[str, int], most: int, unit: int) -> None:
+    """Halves the widest ranges until every operand has at most so many elements, or all are at their least.
+
+    Multiples of `unit` stay such.
+    """
+    least = {
+        name: -(-max(given.low, 1) // unit) * unit if dims[name] % unit == 0 else max(given.low, 1)
+        for name, given in rule.dims.items()
+        if not given.choices
+    }
     shapes = [given.shape for given in rule.inputs.values() if isinstance(given, TensorInput)]
     while any(math.prod(each.evaluate(dims) or 0 for each in shape) > most for shape in shapes):
         widest = max(least, key=lambda name: dims[name] - least[name], default=None)
         if widest is None or dims[widest] <= least[widest]:
             return
-        dims[widest] = max(dims[widest] // 2, least[widest])
+        halved = dims[widest] // 2
+        dims[widest] = max(halved - halved % unit if dims[widest] % unit == 0 else halved, least[widest])

@@ -18,6 +18,7 @@ from rewriter.graph.engine import rewrite
 from rewriter.language.rule import Rule, RuleSet
 from rewriter.ops import dispatch
 from rewriter.ops.registry import OPS, REFERENCE, Provider
+from rewriter.proof import interpreter
 from rewriter.proof.program import INVERSIONS, PatternModule, capture
 
 # What the replacement without any op of this package has for a provider.
@@ -66,7 +67,7 @@ def build(rule: Rule, module: PatternModule, device: str) -> Fused | str:
 def run(fused: Fused) -> list[torch.Tensor]:
     """The outputs, which may share memory with the operands."""
     # Triton's interpreter computes in numpy, which warns of NaN and Inf.
-    with torch.no_grad(), torch_ir.plain_executor(), numpy.errstate(all="ignore"):
+    with torch.no_grad(), torch_ir.plain_executor(), numpy.errstate(all="ignore"), interpreter.corrected():
         outputs = fused.function(*fused.operands, *fused.prepared)
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 
 from rewriter.language.rule import Rule
+from rewriter.language.syntax import read_variables
 from rewriter.ops import dispatch
 from rewriter.ops.registry import OPS, REFERENCE
+from rewriter.proof import inside
 from rewriter.proof.fences import restore, snapshot
 from rewriter.proof.layouts import own
+from rewriter.proof.losses import coarsened
 from rewriter.proof.program import PatternModule, flat, run_step
 from rewriter.proof.tolerance import ROUNDOFF, STEP
 
 # f64 programs with noise, and unfused ones on other operands: enough that not all of them come out right by luck.
 _DRAWS = 4
 _NEIGHBOURS = 2
-# The noise in roundings of a value of the pattern, and what f32 sums inside of an op are off by.
-_ROUNDINGS = 1.0
+# What f32 sums inside of an op are off by.
 _SUMS = 16.0 * ROUNDOFF[torch.float32]
 # A number that stands for Inf: its square is finite in f64, too.
 _HUGE = 1e60
@@ -52,7 +54,8 @@ class Exact:
 
     One unfused run does not tell: its error may be 0 by luck. So that is the largest of the errors of the pattern in
     its own dtype on some operands next to these, and of the changes of the f64 result where every operand is off by
-    some roundings of f32, in which sums inside of an op are kept, and every value of the pattern by one of its dtype.
+    some roundings of f32, in which sums inside of an op are kept, and every value of the pattern by one of its dtype,
+    or by those of f32 where another op reads it; inside of this package's ops, too.
     `overflows`: values of the pattern come near the largest number of their dtype. `others`: where NaN or Inf come up,
     what else is right there, as torch's own ops disagree: the pattern in f32, as its GELU of Inf is NaN in f32 and Inf
     in f64; and Inf where results grow without bound as a number in place of an Inf does, as its norms times an infinite
@@ -94,11 +97,15 @@ def exact(module: PatternModule, plain: Unfused, seed: int) -> Exact:
 @contextlib.contextmanager
 def references(rule: Rule) -> Iterator[None]:
     """Every op of this package in the pattern is its reference."""
-    ops = {call.op.removeprefix("rewriter::") for step in rule.match for call in step.calls} & OPS.keys()
     with contextlib.ExitStack() as stack:
-        for op in ops:
+        for op in _ops(rule):
             stack.enter_context(dispatch.forced(op, REFERENCE))
         yield
+
+
+def _ops(rule: Rule) -> set[str]:
+    """The ops of this package in the pattern, without the namespace."""
+    return {call.op.removeprefix("rewriter::") for step in rule.match for call in step.calls} & OPS.keys()
 
 
 def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) -> Exact:
@@ -107,18 +114,33 @@ def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) 
         names = _run(module, plain, wide, None)
         outputs = [_wide(output, torch.float64) for output in _outputs(module.rule, names)]
         noise = [torch.zeros_like(output) for output in outputs]
+        ops, inner = sorted(_ops(module.rule)), _roundings(module)
         for _ in range(_DRAWS):
-            noisy = _outputs(module.rule, _run(module, plain, wide, generator))
+            with inside.noisy(ops, inner, functools.partial(_rounded, read=True, generator=generator)):
+                noisy = _outputs(module.rule, _run(module, plain, wide, generator))
             _widen(noise, noisy, outputs)
         _widen_by_neighbours(noise, module, plain, wide, generator)
         others = []
-        if not all(bool(output.isfinite().all()) for output in (*outputs, *plain.outputs)):
+        if not all(bool(_wide(output, wide).isfinite().all()) for output in (*outputs, *plain.outputs)):
             others.append(_outputs(module.rule, _run(module, plain, torch.float32, None)))
             huge = _outputs(module.rule, _run(module, plain, wide, None, huge=True))
             others.append(
                 [torch.where(x.abs() > math.sqrt(_HUGE), x * math.inf, y) for x, y in zip(huge, outputs, strict=True)]
             )
     return Exact(outputs, noise, _overflows(plain, names), others)
+
+
+def _roundings(module: PatternModule) -> list[list[inside.Rounded]]:
+    """What the calls of this package's ops in the pattern round inside; what the pattern writes to stays as it was."""
+    ops = _ops(module.rule)
+    if not ops:
+        return []
+    tensors = [x for x in flat(module.operands.values()) if isinstance(x, torch.Tensor)]
+    before = snapshot(tensors)
+    try:
+        return inside.recorded(sorted(ops), lambda: unfused(module))
+    finally:
+        restore(tensors, before)
 
 
 def _widen(noise: list[torch.Tensor], results: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
@@ -142,11 +164,6 @@ def _widen_by_neighbours(
         with contextlib.suppress(InvalidExample):
             _widen(noise, unfused(module).outputs, outputs)
         restore(tensors, before)
-
-
-def _limit(x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Inf where x, the output for huge operands, is huge itself; elsewhere the output for infinite ones."""
-    return torch.where(x.abs() > math.sqrt(_HUGE), x * math.inf, output)
 
 
 def random_op(module: PatternModule, plain: Unfused) -> str | None:
@@ -180,11 +197,18 @@ def _run(
     `huge`: finite numbers stand for the infinite ones among the operands.
     """
 
-    def operand(x: torch.Tensor) -> torch.Tensor:
-        x = _noisy(_wide(x, wide), _SUMS, 0.0, generator)
+    def operand(x: torch.Tensor, loss: str | None) -> torch.Tensor:
+        x = _wide(x, wide)
+        if loss is not None and generator is not None:
+            x = coarsened(x, loss, generator)
+        x = _noisy(x, _SUMS, 0.0, generator)
         return x.nan_to_num(math.nan, _HUGE, -_HUGE) if huge and x.is_floating_point() else x
 
-    names = {name: _each(value, operand) for name, value in module.operands.items()}
+    losses = module.rule.loses
+    names = {
+        name: _each(value, functools.partial(operand, loss=losses.get(name))) for name, value in module.operands.items()
+    }
+    read = {var.name for step in module.rule.match for var in read_variables(step.statement)}
     for step in module.rule.match:
         run_step(step, names, module.choice, wide=_NAMES[wide])
         if generator is None:
@@ -193,9 +217,7 @@ def _run(
             before = plain.names[target]
             first = before[0] if isinstance(before, list) else before
             if isinstance(first, torch.Tensor) and first.dtype in ROUNDOFF and not _is_view(first, module):
-                rounded = functools.partial(
-                    _noisy, unit=_ROUNDINGS * ROUNDOFF[first.dtype], least=STEP[first.dtype], generator=generator
-                )
+                rounded = functools.partial(_rounded, dtype=first.dtype, read=target in read, generator=generator)
                 names[target] = _each(names[target], rounded)
     return names
 
@@ -219,6 +241,11 @@ def _noisy(x: torch.Tensor, unit: float, least: float, generator: torch.Generato
     return x * (1.0 + unit * signs) + least * signs
 
 
+def _rounded(x: torch.Tensor, dtype: torch.dtype, *, read: bool, generator: torch.Generator) -> torch.Tensor:
+    """x with the error of a rounding to dtype, or of the sums of f32 where another op reads it."""
+    return _noisy(x, max(ROUNDOFF[dtype], _SUMS if read else 0.0), STEP[dtype], generator)
+
+
 def _is_view(x: torch.Tensor, module: PatternModule) -> bool:
     """Whether the step only looks at an operand in another way, which rounds nothing."""
     storage = x.untyped_storage().data_ptr()
@@ -234,7 +261,8 @@ def _overflows(plain: Unfused, names: dict[str, Any]) -> bool:
     for name, value in plain.names.items():
         pairs = zip(value, names[name], strict=True) if isinstance(value, list) else [(value, names[name])]
         for narrow, wide in pairs:
-            if isinstance(narrow, torch.Tensor) and narrow.is_floating_point() and narrow.numel():
+            # Numbers in eight bits are codes, scaled to fit.
+            if isinstance(narrow, torch.Tensor) and narrow.dtype in ROUNDOFF and narrow.numel():
                 finite = torch.where(wide.isfinite(), wide, 0.0)
                 if float(finite.abs().max()) > _MARGIN * torch.finfo(narrow.dtype).max:
                     return True

@@ -61,6 +61,7 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.starts = 0
+        self._killed = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._stderr: Any = None
@@ -100,6 +101,18 @@ class Worker:
                 self.close()
                 raise Stopped(f"the CUDA context died: {event['message']}", example=example, outside=False)
 
+    @property
+    def killed(self) -> bool:
+        """Whether `kill` was called."""
+        return self._killed.is_set()
+
+    def kill(self) -> None:
+        """Ends the process for good, from another thread or a signal handler: who waits for it gets Stopped."""
+        self._killed.set()
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """Ends the process, whatever it does."""
         process, self._process = self._process, None
@@ -121,14 +134,15 @@ class Worker:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
+        if self.killed:
+            raise Refused("the process for the proofs was ended")
         self.starts += 1
         self._events = queue.SimpleQueue()
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long
         # Triton reads it when it is imported: on a CPU its kernels run in its interpreter.
         environment = {**os.environ, "TRITON_INTERPRET": "1" if self.setup.device == "cpu" else "0"}
-        if self.setup.device == "cpu":
-            # Examples are small, and another worker is glad of the other cores.
-            environment.setdefault("OMP_NUM_THREADS", "1")
+        # Examples are small, and another worker is glad of the other cores.
+        environment.setdefault("OMP_NUM_THREADS", "1")
         process = subprocess.Popen(
             [sys.executable, "-m", "rewriter.proof.worker"],
             stdin=subprocess.PIPE,
@@ -139,6 +153,8 @@ class Worker:
             env=environment,
         )
         self._process = process
+        if self._killed.is_set():
+            process.kill()
         threading.Thread(target=_read, args=(process, self._events), daemon=True).start()
         assert process.stdin is not None
         setup = {name: getattr(self.setup, name) for name in ("sources", "device", "imports", "shapes")}

@@ -66,11 +66,13 @@ class PatternModule(torch.nn.Module):
 
 def inverted(x: torch.Tensor) -> torch.Tensor:
     """A new tensor that holds what x holds, by one op that loses nothing."""
+    if x.dtype == torch.float8_e4m3fn:
+        return x.to(torch.float32)
     return torch.logical_not(x) if x.dtype == torch.bool else torch.neg(x)
 
 
 # Kinds of the nodes that `inverted` records.
-INVERSIONS = ("aten::neg", "aten::logical_not")
+INVERSIONS = ("aten::neg", "aten::logical_not", "aten::to")
 
 
 def run_step(step: Step, names: dict[str, Any], choice: int = 0, *, wide: str | None = None) -> None:

@@ -127,14 +127,14 @@ def _operands(match: Match) -> dict[str, Any] | None:
     """The operands as a site has them, or None where one is not known."""
     rule = match.pattern.rule
     try:
-        return {name: _operand(rule, match.bound[name]) for name in rule.inputs}
+        return {name: _operand(rule, name, match.bound[name]) for name in rule.inputs}
     except (KeyError, LookupError):
         return None
 
 
-def _operand(rule: Rule, bound: Any) -> Any:
+def _operand(rule: Rule, name: str, bound: Any) -> Any:
     if isinstance(bound, list):
-        return [_operand(rule, value) for value in bound]
+        return [_operand(rule, name, value) for value in bound]
     value: Value = bound
     constant = value.constant
     if not isinstance(constant, NotConstant):
@@ -143,13 +143,14 @@ def _operand(rule: Rule, bound: Any) -> Any:
     if facts is None or facts.shape is None or facts.dtype not in DTYPES:
         raise LookupError
     found: dict[str, Any] = {"shape": list(facts.shape), "dtype": facts.dtype}
-    strides = _strides(rule, facts)
+    strides = _strides(rule, name, facts)
     return found if strides is None else found | {"strides": strides}
 
 
-def _strides(rule: Rule, facts: TensorFacts) -> Any:
+def _strides(rule: Rule, name: str, facts: TensorFacts) -> Any:
     ops = [call.op for step in rule.match for call in step.calls]
-    if facts.rank in (4, 5) and any(part in op for op in ops for part in _SPATIAL):
+    asked = name in rule.where and rule.where[name].format == "contiguous"
+    if not asked and facts.rank in (4, 5) and any(part in op for op in ops for part in _SPATIAL):
         return "channels_last"
     contiguous = torch.empty(facts.shape or (), device="meta").stride()
     return None if facts.strides is None or facts.strides == contiguous else list(facts.strides)

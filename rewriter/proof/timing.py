@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,13 +26,16 @@ from rewriter.proof.program import PatternModule, capture
 from rewriter.proof.results import Ceilings, Fused, Timed
 from rewriter.proof.sites import Site
 from rewriter.proof.stopwatch import measured
+from rewriter.proof.trial import shown
 
 # Inputs in turn, so many that none is still in the cache when its turn comes again.
 _MOST_SETS = 256
 _CACHES = 2
 _COPY_BYTES = 2**30
 _SIDE = 8192
-_FAILS = (RuntimeError, ValueError, TypeError, NotImplementedError, OSError)
+_FAILS = (RuntimeError, ValueError, TypeError, NotImplementedError, OSError, ArithmeticError)
+# Relative L2 distance from the pattern's own result from which on a time means nothing. Rounding stays far below.
+_LIMITS = {torch.float32: 1e-2, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 def time_site(rule: Rule, site: Site, device: str) -> Timed:
@@ -53,7 +57,31 @@ def time_site(rule: Rule, site: Site, device: str) -> Timed:
         try:
             return _Timing(rule, site, device).run(timed)
         except (*_FAILS, Unmeasurable) as error:
-            return dataclasses.replace(timed, reason=_shown(error))
+            return dataclasses.replace(timed, reason=shown(error))
+        finally:
+            _give_back(device)
+
+
+def compile_site(rule: Rule, site: Site, device: str) -> None:
+    """Runs once whatever `time_site` will time: kernels that are compiled at their first launch are then on disk.
+
+    What fails here fails there again, with its reason.
+    """
+    with torch.no_grad(), torch_ir.plain_executor(), contextlib.suppress(*_FAILS, Unmeasurable):
+        after = _pair(rule, site, device).after.call({})
+        calls = _candidates(rule, after)
+        for provider in dict.fromkeys(choice.provider for choices in calls.values() for choice in choices):
+            for choices in _assignments(calls, provider):
+                with _chosen(choices), contextlib.suppress(*_FAILS):
+                    after()
+    _give_back(device)
+
+
+def _give_back(device: str) -> None:
+    """Frees what a site took: graphs refer to themselves, and some real operands take gigabytes."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def measure_ceilings(device: str) -> Ceilings:
@@ -81,6 +109,7 @@ class _Timing:
         self.bytes = sum(math.prod(plan.shape) * plan.dtype.itemsize for plan in plans)
         count = max(1, min(_MOST_SETS, math.ceil(_CACHES * _cache_bytes(device) / max(self.bytes, 1))))
         self.drawn: list[dict[TensorPlan, torch.Tensor]] = [{} for _ in range(count)]
+        self.expected: list[torch.Tensor] = []
 
     def run(self, timed: Timed) -> Timed:
         before = [self.pair.before.call(drawn) for drawn in self.drawn]
@@ -88,7 +117,8 @@ class _Timing:
         with _references(self.rule):
             with FlopCounterMode(display=False) as flops:
                 results = before[0]()
-            written = sum(tensor.numel() * tensor.itemsize for tensor in _tensors(results))
+            self.expected = _tensors(results)
+            written = sum(tensor.numel() * tensor.itemsize for tensor in self.expected)
             del results
             unfused = measured(before, self.device)
         return dataclasses.replace(
@@ -112,12 +142,33 @@ class _Timing:
     def tried(self, after: Sequence[Callable[[], Any]], provider: str, choices: dict[str, Choice]) -> Fused:
         config = ", ".join(f"{name}={value}" for each in choices.values() for name, value in each.config.items())
         try:
-            with contextlib.ExitStack() as stack:
-                for op, choice in choices.items():
-                    stack.enter_context(dispatch.forced(op, choice.provider, choice.config))
+            with _chosen(choices):
+                self.check(_tensors(after[0]()))
                 return Fused(provider=provider, config=config, time=measured(after, self.device), reason=None)
         except _FAILS as error:
-            return Fused(provider=provider, config=config, time=None, reason=_shown(error))
+            return Fused(provider=provider, config=config, time=None, reason=shown(error))
+
+    def check(self, found: Sequence[torch.Tensor]) -> None:
+        """Raises ArithmeticError where results at real extents are not the pattern's: proofs are at small ones.
+
+        The two sides may name several results in another order, and one that is an operand not at all. What is prepared
+        is drawn anew, and not compared.
+        """
+        if self.rule.prepare or self.rule.loses:
+            return
+        for one in found:
+            alike = (each for each in self.expected if (each.shape, each.dtype) == (one.shape, one.dtype))
+            distance = min((_distance(one, each) for each in alike), default=math.inf)
+            if distance > _LIMITS.get(one.dtype, 0.0):
+                raise ArithmeticError(f"its result is off by {distance:.1e} (relative L2 error)")
+
+
+@contextlib.contextmanager
+def _chosen(choices: dict[str, Choice]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for op, choice in choices.items():
+            stack.enter_context(dispatch.forced(op, choice.provider, choice.config))
+        yield
 
 
 def _pair(rule: Rule, site: Site, device: str) -> Pair:
@@ -176,6 +227,15 @@ def _references(rule: Rule) -> Iterator[None]:
         yield
 
 
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative L2 distance over what is finite in the expected; Inf where it is no number."""
+    finite = expected.isfinite()
+    right, other = expected[finite].double(), found[finite].double()
+    scale = float(torch.linalg.vector_norm(right)) or 1.0
+    distance = float(torch.linalg.vector_norm(other - right)) / scale
+    return math.inf if math.isnan(distance) else distance
+
+
 def _plans(plans: Sequence[Any]) -> list[TensorPlan]:
     """The tensors among the inputs, each once."""
     found: dict[int, TensorPlan] = {}
@@ -195,8 +255,3 @@ def _tensors(results: Any) -> list[torch.Tensor]:
 
 def _cache_bytes(device: str) -> int:
     return int(torch.cuda.get_device_properties().L2_cache_size) if device == "cuda" else 0
-
-
-def _shown(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"

@@ -10,11 +10,23 @@ import torch
 # Half the distance from 1 to the next number: what one rounding costs, relative to the result.
 ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 # What every result may be off by, relative to its magnitude: two roundings, and sixteen where sums are as narrow as the
-# result, which add up in another order.
-FLOOR = {torch.float64: 2.0**-49, torch.float32: 2.0**-20, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+# result, which add up in another order. Of codes in eight bits one may come out as its neighbour.
+FLOOR = {
+    torch.float64: 2.0**-49,
+    torch.float32: 2.0**-20,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+    torch.float8_e4m3fn: 2.0**-3,
+}
 # And absolutely: f16 has steps of that size around 0; in f32 and bf16 some kernels take what is subnormal for 0, up to
 # a thousand terms of a sum.
-STEP = {torch.float64: 2.0**-1012, torch.float32: 2.0**-116, torch.float16: 2.0**-23, torch.bfloat16: 2.0**-116}
+STEP = {
+    torch.float64: 2.0**-1012,
+    torch.float32: 2.0**-116,
+    torch.float16: 2.0**-23,
+    torch.bfloat16: 2.0**-116,
+    torch.float8_e4m3fn: 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class Trial:
         try:
             program = fused.build(self.rule, module, self.device)
         except RuntimeError as error:
-            return self.failure("raises", f"capturing the pattern raises {_shown(error)}")
+            return self.failure("raises", f"capturing the pattern raises {shown(error)}")
         if isinstance(program, str):
             return self.failure("does not fire", program)
         fences.restore(self.tensors, before)
@@ -103,7 +103,7 @@ class Trial:
         try:
             calls = self.perform(program)
         except Exception as error:
-            return self.failure("raises", f"the replacement raises {_shown(error)}")
+            return self.failure("raises", f"the replacement raises {shown(error)}")
         wrong = self.calls(calls) or self.memory(expected, program)
         if wrong is not None:
             return self.failure(wrong.kind, wrong.message)
@@ -235,7 +235,7 @@ def _inside(x: torch.Tensor, positions: list[int]) -> list[list[int]]:
     return [[int(each) for each in at] for at in torch.isin(places, torch.tensor(positions, device=x.device)).nonzero()]
 
 
-def _shown(error: BaseException) -> str:
+def shown(error: BaseException) -> str:
     """Kind and first line of an error. One out of a TorchScript graph has its origin's in the middle of its message."""
     lines = str(error).strip().splitlines() or [""]
     raised = [line for line in lines if line.startswith("RuntimeError: ")]

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,10 @@ class _Worker:
         self.last: Example | None = None
 
     def about(self) -> dict[str, Any]:
-        """The machine, the rules with what there is to prove of each, and the providers that are not there."""
+        """The machine, the rules with what there is to prove of each, and the providers that are not there.
+
+        `sites`: what each of a rule's weighs; `memory`: bytes of the GPU.
+        """
         from rewriter.proof.check import dtypes_of, providers_of
         from rewriter.proof.machine import this_machine
 
@@ -87,11 +91,16 @@ class _Worker:
                 "digest": rule.digest,
                 "dtypes": dtypes_of(rule),
                 "providers": providers_of(rule, self.device),
-                "sites": len(self._sites(rule)),
+                "sites": [site.numbers for site in self._sites(rule)],
             }
             for rule in self.rules
         ]
-        return {"machine": dataclasses.asdict(this_machine(self.device)), "rules": rules, "missing": self.missing}
+        return {
+            "machine": dataclasses.asdict(this_machine(self.device)),
+            "memory": _memory() if self.device == "cuda" else None,
+            "rules": rules,
+            "missing": self.missing,
+        }
 
     def _sites(self, rule: Rule) -> list[Site]:
         from rewriter.proof.sites import sites_of
@@ -118,10 +127,21 @@ class _Worker:
         self.check_device()
         self.say({"event": "example", "example": str(example)})
 
-    def _prove(self, *, rule: str, dtype: str, provider: str, examples: int, seed: int | None) -> dict[str, Any]:
+    def _prove(
+        self,
+        *,
+        rule: str,
+        dtype: str,
+        provider: str,
+        examples: int,
+        seed: int | None,
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """The proof, and whether it was `cut` short because the seconds were over."""
         from rewriter.proof.check import prove
         from rewriter.proof.results import proof_document
 
+        start = time.monotonic()
         proof = prove(
             self.rules[rule],
             dtype=dtype,
@@ -129,9 +149,11 @@ class _Worker:
             device=self.device,
             examples=examples,
             seed=seed,
+            seconds=seconds,
             watch=self._watch,
         )
-        return proof_document(proof)
+        over = seconds is not None and time.monotonic() - start > seconds
+        return {**proof_document(proof), "cut": over and proof.proved and proof.examples < examples}
 
     def _example(self, *, rule: str, provider: str, example: str) -> dict[str, Any]:
         from rewriter.proof.check import run_example
@@ -168,6 +190,11 @@ class _Worker:
             "survivors": list(map(str, found.survivors)),
         }
 
+    def _compile(self, *, rule: str, number: int) -> None:
+        from rewriter.proof.timing import compile_site
+
+        compile_site(self.rules[rule], self._sites(self.rules[rule])[number], self.device)
+
     def _time(self, *, rule: str, number: int) -> dict[str, Any]:
         from rewriter.proof.timing import time_site
 
@@ -200,6 +227,12 @@ def _require_gpu() -> None:
 
     if not torch.cuda.is_available():
         raise RewriterError("--device: found cuda, but torch sees no CUDA device here; expected cpu")
+
+
+def _memory() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties().total_memory)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import pathlib
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -65,7 +68,14 @@ def test_a_rule_over_stock_ops_is_proved(
     captured = capsys.readouterr()
     assert captured.out.startswith("# 1 of 1 rules proved on ")
     assert "| silu-by-hand | graph " in captured.out
-    assert captured.err == ""
+    # Not a terminal: a line for each job.
+    assert [line.split("s  ")[1].partition(" (")[0] for line in captured.err.splitlines()] == [
+        "starting a process for the proofs",
+        "3 jobs for 1 process",
+        "1/3 silu-by-hand f32 graph: 8 examples",
+        "2/3 silu-by-hand f16 graph: 8 examples",
+        "3/3 silu-by-hand mutants: 60 of 60 killed",
+    ]
     assert (tmp_path / "out" / "summary.md").read_text() == captured.out
     assert "silu-by-hand" in (tmp_path / "out" / "verdict.html").read_text()
     results = verdict.read(tmp_path / "out" / "verdict.json")
@@ -138,7 +148,7 @@ def test_a_report_that_cannot_be_written(
     assert main([*arguments, "--out", str(folder)]) == 3
     captured = capsys.readouterr()
     assert "1 of 1 rules proved" in captured.out
-    assert captured.err == f"rewriter: error: the report could not be written to {folder}: Not a directory\n"
+    assert captured.err.endswith(f"rewriter: error: the report could not be written to {folder}: Not a directory\n")
 
 
 def test_a_verdict_that_cannot_be_kept(
@@ -148,3 +158,50 @@ def test_a_verdict_that_cannot_be_kept(
     assert not stat.S_ISDIR(cache.stat().st_mode)
     assert main(["test", str(rules), "--examples", "2", "--no-mutants", "--jobs", "1", "--dtype", "f32"]) == 3
     assert "the verdict could not be written to" in capsys.readouterr().err
+
+
+PLANTED = """\
+import time
+from rewriter.ops import registry
+
+registry.define("planted_silu(Tensor x) -> Tensor", lambda x: x.sigmoid() * x)
+registry.provide("planted_silu", "hangs", lambda x: time.sleep(1000), lambda *_: None)
+"""
+
+
+@pytest.fixture
+def hanging(rules: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments for a rule whose first proof ends at once and whose second one never does."""
+    (tmp_path / "planted_silu.py").write_text(PLANTED, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    rules.write_text(RULES.replace("aten::silu(x)", "rewriter::planted_silu(x)"), encoding="utf-8")
+    arguments = [str(rules), "--import", "planted_silu", "--dtype", "f32", "--examples", "2", "--jobs", "1"]
+    return ["test", *arguments, "--out", str(tmp_path / "out")]
+
+
+def test_what_is_not_done_in_time_is_left(
+    hanging: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*hanging, "--within", "10"]) == 3
+    captured = capsys.readouterr()
+    assert "not everything could be tried" in captured.out
+    line = "- 2 not done, out of time after 10 s: silu-by-hand f32 hangs, silu-by-hand mutants"
+    assert line in captured.out.splitlines()
+    (proof,) = verdict.read(tmp_path / "out" / "verdict.json").proofs
+    assert (proof.provider, proof.examples, proof.proved) == ("torch", 2, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_what_it_found(
+    number: signal.Signals, hanging: list[str], tmp_path: pathlib.Path
+) -> None:
+    command = [sys.executable, "-m", "rewriter.cli.main", *hanging]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "1/3 silu-by-hand f32 torch" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert f"2 not done, ended by {number.name}: silu-by-hand f32 hangs" in out
+    assert verdict.read(tmp_path / "out" / "verdict.json").problems

@@ -11,7 +11,7 @@ import torch
 
 from rewriter.language import load_rules
 from rewriter.language.conditions import LAYOUTS, VALUE_CLASSES
-from rewriter.proof.drawing import drawn, empty, simpler
+from rewriter.proof.drawing import Repeated, drawn, empty, simpler
 from rewriter.proof.layouts import FENCE, placed
 from rewriter.proof.outcome import Example
 from rewriter.proof.sample import ImpossibleSample, Sample, draw, dtypes_of, layouts_of
@@ -139,3 +139,48 @@ def test_impossible_dims_are_named() -> None:
         ImpossibleSample, match=r"rule quick-gelu: x has 10000000000 elements where \{'N': 1, .*at most"
     ):
         draw(RULES["quick-gelu"], seed=0, dtype="f32", dims={"N": 1, "S": 100000, "C": 100000})
+
+
+def test_examples_that_are_compiled_for_share_extents_and_differ_in_numbers() -> None:
+    rule = RULES["group-norm-silu"]
+    chooser = random.Random(0)
+    repeated = Repeated(11)
+    found = []
+    for number in range(66):
+        found.append(repeated.of(drawn(rule, "f16", chooser, number)))
+        repeated.judge(ran=True)
+    assert len({(each.dims, each.layout, each.seed, each.choice) for each in found}) == 11
+    # Each of them with each class.
+    assert len(set(found)) == 66
+
+
+def test_what_is_refused_is_drawn_anew() -> None:
+    rule = RULES["group-norm-silu"]
+    chooser = random.Random(0)
+    repeated = Repeated(5)
+    first = repeated.of(drawn(rule, "f16", chooser, 0))
+    repeated.judge(ran=False)
+    second = repeated.of(drawn(rule, "f16", chooser, 1))
+    assert second.seed != first.seed
+    repeated.judge(ran=True)
+    others = []
+    for number in range(5):
+        others.append(repeated.of(drawn(rule, "f16", chooser, 2 + number)))
+        repeated.judge(ran=True)
+    assert others[-1].seed == second.seed
+    assert len({each.seed for each in others}) == 5
+
+
+def test_plain_examples_are_what_kernels_for_vectors_take() -> None:
+    for name, layout in (("conv-act", "channels_last"), ("linear-geglu", "contiguous")):
+        rule = RULES[name]
+        chooser = random.Random(0)
+        found = [drawn(rule, "f16", chooser, number, most=2**12, plain=True) for number in range(60)]
+        assert {each.layout for each in found} == {layout}
+        assert {each.values for each in found} == set(VALUE_CLASSES)
+        for symbol, given in rule.dims.items():
+            extents = {dict(each.dims or ())[symbol] for each in found}
+            every = given.choices or range(given.low, given.high + 1)
+            vectors = [extent for extent in every if extent % 8 == 0 < extent]
+            assert extents <= set(vectors if vectors and not given.choices else every)
+            assert len(extents) > 1 or len(vectors) == 1

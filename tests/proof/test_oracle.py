@@ -10,6 +10,7 @@ import torch
 from rewriter.language import Rule, load_rules
 from rewriter.proof import oracle
 from rewriter.proof.comparison import Difference, Output, compared
+from rewriter.proof.mutants import mutants
 from rewriter.proof.program import PatternModule
 from rewriter.proof.sample import draw
 from rewriter.proof.tolerance import Verdict
@@ -43,6 +44,54 @@ def test_noise_is_of_the_size_of_rounding() -> None:
         assert unit < relative < 40 * unit
 
 
+PRODUCTS = """\
+format: 1
+pack: test
+summary: A product, and one that another op reads.
+rules:
+  - id: product
+    summary: a product is a quotient
+    match: |
+      y = aten::mul(x, w)
+    replace: |
+      r = aten::reciprocal(w)
+      y = aten::div(x, r)
+    inputs:
+      x: {shape: [N]}
+      w: {shape: [N]}
+    dims: {N: 400..600}
+
+  - id: product-read
+    summary: minus a product
+    match: |
+      a = aten::mul(x, w)
+      y = aten::neg(a)
+    replace: |
+      n = aten::neg(w)
+      y = aten::mul(x, n)
+    inputs:
+      x: {shape: [N]}
+      w: {shape: [N]}
+    dims: {N: 400..600}
+"""
+
+
+def test_a_value_that_another_op_reads_may_be_off_by_a_sum_in_f32(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(PRODUCTS, encoding="utf-8")
+    rules = load_rules(path)
+    # In roundings: 16 of each operand of a product, 16 where it is read, and one of the result.
+    for dtype, unit, bounds in (
+        ("f32", 2.0**-24, {"product": (31, 34), "product-read": (47, 50)}),
+        # Of f16, where these 16 are less than half a rounding.
+        ("f16", 2.0**-11, {"product": (0.9, 1.2), "product-read": (1.8, 2.2)}),
+    ):
+        for name, (low, high) in bounds.items():
+            _, exact = examined(rules[name], dtype)
+            largest = float((exact.noise[0] / exact.outputs[0]).abs().max()) / unit
+            assert low < largest < high, (name, dtype)
+
+
 def test_noise_tells_an_ill_conditioned_example() -> None:
     found = 0
     for seed in range(9):
@@ -61,6 +110,22 @@ def test_operands_are_left_as_they_are() -> None:
     oracle.exact(module, oracle.unfused(module), 0)
     for x, y in zip(module.example(), before, strict=True):
         assert torch.equal(x, y)
+
+
+def test_operands_that_a_pattern_writes_to_are_left_as_they_are() -> None:
+    # Around an op of this package, which runs once more to see what it rounds.
+    rule = RULES["linear-quick-gelu"]
+    writing = [each.entry for each in mutants(rule) if "write to x before all" in each.description]
+    assert writing
+    sample = draw(rule, seed=1, dtype="f32")
+    module = PatternModule(writing[0], sample)
+    before = [x.clone() for x in module.example()]
+    plain = oracle.unfused(module)
+    assert not all(torch.equal(x, y) for x, y in zip(module.example(), before, strict=True))
+    for x, y in zip(module.example(), before, strict=True):
+        x.copy_(y)
+    oracle.exact(module, plain, 0)
+    assert all(torch.equal(x, y) for x, y in zip(module.example(), before, strict=True))
 
 
 def test_an_op_without_f64_has_an_oracle(tmp_path: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from rewriter.language import load_rules
 from rewriter.models.catalogue import ARCHITECTURES
+from rewriter.ops import OPS, dispatch, registry
 from rewriter.proof.shape_tracing import trace
 from rewriter.proof.site_recorder import record
 from rewriter.proof.sites import Site, sites_of, table
@@ -103,11 +104,41 @@ def test_a_rule_is_timed_at_a_site() -> None:
     assert (timed.count, timed.shapes) == (3, "x 2x5x8, weight 12x8")
 
 
+def test_a_provider_that_is_wrong_at_a_site_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_on_gpu", lambda _: True)
+    where = site("add-group-norm-silu", x=tensor(2, 8, 3, 3), addend=tensor(2, 8, 1, 1), groups=4, eps=1e-5)
+    rule = RULES["add-group-norm-silu"]
+    where = dataclasses.replace(where, operands={name: where.operands.get(name) for name in rule.inputs})
+    op = OPS["add_group_norm_silu"]
+    registry.provide(op.name, "right", lambda *given: op.reference(*given), lambda *_: None)
+    registry.provide(op.name, "wrong", lambda *given: [1.5 * each for each in op.reference(*given)], lambda *_: None)
+    try:
+        found = {one.provider: one for one in time_site(rule, where, "cpu").fused}
+    finally:
+        del op.providers["right"], op.providers["wrong"]
+    assert found["right"].time is not None
+    assert found["wrong"].time is None
+    assert found["wrong"].reason == "ArithmeticError: its result is off by 5.0e-01 (relative L2 error)"
+
+
 def test_a_rule_over_stock_ops_is_timed() -> None:
     where = site("merge-projections", x=tensor(2, 5, 8), weight=[tensor(8, 8)] * 3, bias=[None] * 3)
     timed = time_site(RULES["merge-projections"], where, "cpu")
     assert [one.provider for one in timed.fused] == ["graph"]
     assert timed.speedup is not None
+
+
+def test_a_rule_whose_result_is_an_operand_is_timed() -> None:
+    timed = time_site(
+        RULES["tokens-to-channels-to-tokens"], site("tokens-to-channels-to-tokens", x=tensor(2, 3, 4, 5)), "cpu"
+    )
+    assert [one.reason for one in timed.fused] == [None]
+
+
+def test_what_a_rule_asks_to_be_contiguous_is_so_at_its_sites() -> None:
+    found = [each for each in table() if each.rule == "conv-channels-last"]
+    assert found
+    assert all("strides" not in each.operands["weight"] for each in found)
 
 
 def test_what_cannot_be_timed_says_why() -> None:

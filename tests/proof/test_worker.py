@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 
-from rewriter.proof.campaign import Request, UnknownChoice, run, run_example
+from rewriter.proof.campaign import Progress, Stop, run, run_example
+from rewriter.proof.jobs import Job, Request, UnknownChoice, planned
 from rewriter.proof.outcome import Example, Proof
 from rewriter.proof.pool import JobError, Refused, Setup, Stopped, Worker
 
@@ -105,3 +106,67 @@ def test_unknown_choices_name_the_nearest(setup: Setup) -> None:
         run(Request(setup=setup, rules=("wrong-gellu",)))
     with pytest.raises(UnknownChoice, match=r"--dtype: found 'bf16', .* expected one of f32"):
         run(Request(setup=setup, rules=("wrong-gelu",), dtypes=("bf16",)))
+
+
+def test_each_proof_can_go_to_another_process_and_what_is_compiled_goes_first(setup: Setup) -> None:
+    about = [
+        {"id": "a", "dtypes": ["f32", "f16"], "providers": ["torch", "triton"], "sites": [5, 90]},
+        {"id": "b", "dtypes": ["f32"], "providers": ["torch"], "sites": [7]},
+        {"id": "c", "dtypes": ["f32"], "providers": [], "sites": [7]},
+    ]
+    plan = planned(Request(setup=setup, mutants=False), about)
+    names = [[str(job) for job in group] for group in plan.first()]
+    assert names[:2] == [["a f32 triton"], ["a f16 triton"]]
+    assert names[2:5] == [["a f32 torch"], ["a f16 torch"], ["b f32 torch"]]
+    # The heaviest site of each rule, then the next ones.
+    assert names[5:] == [["a compile 1"], ["b compile 0"], ["a compile 0"]]
+    assert [str(job) for job in plan.timings] == ["a time 1", "b time 0", "a time 0"]
+    # Mutants come after the proofs of their rule, in one process.
+    together = planned(Request(setup=setup), about).proofs
+    assert [str(job) for job in together[1]] == ["b f32 torch", "b mutants"]
+
+
+def test_a_campaign_ends_when_it_is_told_to(setup: Setup) -> None:
+    class Ending(Progress):
+        def done(self, job: Job, outcome: str, seconds: float) -> None:
+            assert seconds > 0
+            heard.append(f"{job}: {outcome}")
+            stop("told to")
+
+    heard: list[str] = []
+    stop = Stop()
+    request = Request(setup=setup, rules=("silu-by-hand", "planted-gelu"), providers=("graph", "hangs"), examples=3)
+    results = run(request, Ending(), stop)
+    assert heard == ["silu-by-hand f32 graph: 3 examples"]
+    assert [proof.dtype for proof in results.proofs] == ["f32"]
+    (problem,) = results.problems
+    left = "silu-by-hand f16 graph, silu-by-hand mutants, planted-gelu f32 hangs, planted-gelu mutants"
+    assert problem == f"4 not done, told to: {left}"
+
+
+def test_sites_are_compiled_for_and_timed_after_the_proofs() -> None:
+    class Listening(Progress):
+        def done(self, job: Job, outcome: str, seconds: float) -> None:  # noqa: ARG002
+            heard.append(str(job))
+
+    heard: list[str] = []
+    request = Request(
+        setup=Setup(sources=("default",), shapes=1), rules=("linear-quick-gelu",), dtypes=("f16",), examples=1, jobs=2
+    )
+    results = run(dataclasses.replace(request, mutants=False, providers=("torch",)), Listening())
+    sites = len(results.timings)
+    assert sites > 1
+    compiled = [f"linear-quick-gelu compile {number}" for number in range(sites)]
+    assert sorted(heard[: 1 + sites]) == [*compiled, "linear-quick-gelu f16 torch"]
+    assert heard[1 + sites] == "the card ceilings"
+    assert [timed.reason for timed in results.timings] == [None] * sites
+    assert results.ceilings is not None
+
+
+def test_a_proof_that_takes_too_long_says_how_far_it_came(setup: Setup) -> None:
+    asked = {"kind": "prove", "rule": "silu-by-hand", "dtype": "f32", "provider": "graph", "seed": 0}
+    with Worker(setup) as worker:
+        found = worker.ask({**asked, "examples": 100_000, "seconds": 0.5})
+        assert (found["cut"], found["failure"]) == (True, None)
+        assert 1 < found["examples"] < 100_000
+        assert not worker.ask({**asked, "examples": 2, "seconds": 60})["cut"]

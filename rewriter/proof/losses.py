@@ -1,0 +1,26 @@
+"""What a rule says that it loses, as an error of its operands: the bound by which it is proved."""
+
+from __future__ import annotations
+
+import torch
+
+# Relative to a number and to the largest magnitude of its row: half a step of each format (see `ops.low_precision`).
+_STEPS = {"f8e4m3": (2.0**-4, 2.0**-17), "i8": (0.0, 1 / 254)}
+_F16 = 2.0**-11
+
+
+def coarsened(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """x: [..., K], f32 or f64, with each number off, up or down, by the most that the kind of loss takes from it.
+
+    Equal numbers are off alike, as rounding has it, and those equal to the first one upwards in magnitude: where all
+    are equal, errors add up. `f16_sums`: a sum of K products is rounded K times, so each may be off by K roundings.
+    """
+    if not x.numel():
+        return x
+    relative, absolute = _STEPS.get(kind, (x.shape[-1] * _F16, 0.0))
+    # A hash of a number's bits by an odd factor decides.
+    factor = 2 * int(torch.randint(2**61, (1,), generator=generator)) + 1
+    hashed = ((x.double().view(torch.int64) * factor) >> 62) & 1
+    signs = torch.where(hashed == hashed.flatten()[0], 1.0, -1.0)
+    largest = torch.where(x.isfinite(), x, 0.0).abs().amax(-1, keepdim=True)
+    return x + signs * torch.where(x < 0, -1.0, 1.0) * (relative * x.abs() + absolute * largest)

@@ -1,0 +1,71 @@
+"""A rule that loses precision is allowed what it says that it loses, and no more."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from rewriter.errors import RuleError
+from rewriter.language import Rule, load_rules
+from rewriter.language.rule import RuleSet
+from rewriter.proof.check import prove
+from rewriter.proof.losses import coarsened
+
+KINDS = {"f8e4m3": 2.0**-4, "i8": 1 / 254}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_operand_is_off_by_half_a_step_of_its_format(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(64, 50, generator=generator, dtype=torch.float64)
+    off = (coarsened(x, kind, generator) - x).abs()
+    whole = KINDS[kind] * (x.abs() if kind == "f8e4m3" else x.abs().amax(-1, keepdim=True).expand(64, 50))
+    assert torch.allclose(off, whole, rtol=1e-2, atol=1e-4)
+    assert not torch.equal(coarsened(x, kind, generator), coarsened(x, kind, generator))
+
+
+def test_equal_numbers_are_off_alike() -> None:
+    x = torch.full((3, 40), -1.5, dtype=torch.float64)
+    assert bool((coarsened(x, "f8e4m3", torch.Generator().manual_seed(1)) == -1.5 * (1 + 2.0**-4 + 2.0**-17)).all())
+
+
+def plain() -> Rule:
+    return load_rules("fp8")["fp8-linear"]
+
+
+def test_a_rule_that_hides_its_loss_is_refuted() -> None:
+    proof = prove(dataclasses.replace(plain(), loses={}), dtype="f16", examples=5)
+    assert proof.failure is not None
+    assert proof.failure.kind == "wrong result"
+
+
+def test_a_rule_that_states_half_of_it_is_refuted() -> None:
+    proof = prove(dataclasses.replace(plain(), loses={"x": "i8", "weight": "i8"}), dtype="f16", examples=20)
+    assert proof.failure is not None
+    assert proof.failure.kind == "wrong result"
+
+
+@pytest.mark.parametrize(
+    ("stated", "instead", "message"),
+    [
+        ("loses: {x: f8e4m3,", "loses: {z: f8e4m3,", "loses names nothing in the pattern"),
+        ("loses: {x: f8e4m3,", "loses: {x: f4,", "unknown loses"),
+    ],
+)
+def test_a_loss_names_an_operand_and_a_format(tmp_path: Path, stated: str, instead: str, message: str) -> None:
+    source = Path(plain().position.file).read_text(encoding="utf-8")
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(source.replace(stated, instead, 1), encoding="utf-8")
+    with pytest.raises(RuleError, match=message):
+        load_rules(changed)
+
+
+def test_lossy_packs_say_so_and_the_default_pack_loses_nothing() -> None:
+    assert not any(rule.loses for rule in load_rules("default"))
+    for pack in ("fp8", "int8", "lowp"):
+        rules: RuleSet = load_rules(pack)
+        assert any(rule.loses for rule in rules)
+        assert {rule.phase for rule in rules} == {"quantise"}
