@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rewriter.runtime.explanation import Explanation, explain
     from rewriter.runtime.report import ComponentReport, Report, report
     from rewriter.runtime.session import optimize, restore
+    from rewriter.runtime.warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "optimize": "rewriter.runtime.session",
     "restore": "rewriter.runtime.session",
+    "warmup": "rewriter.runtime.warmup",
     "report": "rewriter.runtime.report",
     "Report": "rewriter.runtime.report",
     "ComponentReport": "rewriter.runtime.report",
@@ -56,6 +58,7 @@ __all__ = [
     "optimize",
     "report",
     "restore",
+    "warmup",
 ]
 
 

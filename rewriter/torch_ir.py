@@ -36,8 +36,10 @@ _PRIVATE = (
     "_create_graph_by_tracing",
     "_functorch.peek_interpreter_stack",
     "_get_graph_executor_optimize",
+    "_get_tracing_state",
     "_get_value_trace",
     "_set_graph_executor_optimize",
+    "_storage_Use_Count",
     "_jit_get_all_schemas",
     "_jit_get_schemas_for_operator",
     "_jit_pass_constant_propagation",
@@ -83,6 +85,14 @@ is_tracing: Callable[[], bool] = operator.attrgetter("is_tracing")(torch.jit)
 has_global_hook: Callable[[], bool] = module_internals._has_any_global_hook
 # The value of the graph under construction that a traced tensor stands for.
 traced_value: Callable[[torch.Tensor], IRValue] = _C["_get_value_trace"]
+
+
+def sharers(tensor: torch.Tensor) -> int:
+    """How many tensors lie in the memory of `tensor`, itself included; foreign owners of the memory count too."""
+    storage = tensor.untyped_storage()
+    # One is the storage object itself.
+    return int(_C["_storage_Use_Count"](storage._cdata)) - 1
+
 
 # The tracer finds the names of modules in a global.
 _TRACING = threading.Lock()
@@ -188,8 +198,60 @@ def insert_constant(graph: Graph, value: object) -> IRValue:
         return graph.insertConstant(value)
 
 
+def insert_constants(graph: Graph, values: Sequence[object]) -> list[IRValue]:
+    """Constants at the start of the graph, in this order."""
+    with graph.insert_point_guard(next(iter(graph.nodes()), graph.return_node())):
+        return [graph.insertConstant(value) for value in values]
+
+
+def promoting(number: float | bool) -> torch.Tensor:
+    """A 0-dim tensor that takes part in the promotion of dtypes as the Python number does."""
+
+    def call(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (x * number,)
+
+    graph = _trace(call, torch.zeros(1))
+    (node,) = [node for node in graph.findAllNodes("prim::Constant") if node.kindOf("value") == "t"]
+    return node.t("value")  # type: ignore[no-any-return]
+
+
+def set_scopes(nodes: Sequence[IRNode], scopes: Sequence[str]) -> None:
+    """Gives each node the scope beside it. Only a trace makes scopes, so one is made, of as many ops."""
+    distinct = list(dict.fromkeys(scopes))
+
+    def call(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        state = _C["_get_tracing_state"]()
+        for scope in distinct:
+            state.push_scope(scope)
+            x = x.neg()
+            state.pop_scope()
+        return (x,)
+
+    graph = _trace(call, torch.zeros(1))
+    donors = dict(zip(distinct, graph.findAllNodes("aten::neg"), strict=True))
+    for node, scope in zip(nodes, scopes, strict=True):
+        node.copyMetadata(donors[scope])
+
+
+def _trace(call: Callable[..., tuple[torch.Tensor, ...]], example: torch.Tensor) -> Graph:
+    with _TRACING, torch.inference_mode(False), torch.no_grad():
+        graph, _ = _C["_create_graph_by_tracing"](call, (example,), lambda _: "", False, False)
+    return graph
+
+
+def lint(graph: Graph) -> None:
+    """Checks the graph's invariants. Raises RuntimeError where one does not hold."""
+    _C["_jit_pass_lint"](graph)
+
+
 def int_type() -> Any:
     return _C["IntType"].get()
+
+
+def tensor_type(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
+    """The type of a tensor of which all is known."""
+    stand_in = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
+    return _C["TensorType"].create_from_tensor(stand_in).with_device(device)
 
 
 def tensor_list_type() -> Any:

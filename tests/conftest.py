@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter."""
+"""Where there is no GPU, Triton's kernels run in its interpreter. No test finds what another one has kept on disk."""
 
 import gc
 import os
@@ -8,6 +8,8 @@ import torch
 # Triton reads the variable when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# A test that keeps graphs does so in a folder of its own.
+os.environ.setdefault("REWRITER_GRAPHS", "off")
 
 
 def pytest_collection_finish() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
 
 from rewriter import torch_ir
 
+# What computes something else in training mode, beside code that asks for the mode itself, which a trace records.
+_ACTING = (
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.modules.batchnorm._NormBase,
+    torch.nn.RReLU,
+)
 _PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
@@ -20,10 +27,20 @@ def in_foreign_capture() -> str | None:
     return None
 
 
+def attention_backend() -> str | None:
+    """The kernels that diffusers uses in attention layers to which none were given: a setting for all networks.
+
+    A trace records the kernels that were used. None where diffusers has no such setting.
+    """
+    module = sys.modules.get("diffusers.models.attention_dispatch")
+    backend = getattr(getattr(module, "_AttentionBackendRegistry", None), "_active_backend", None)
+    return None if backend is None else str(getattr(backend, "value", backend))
+
+
 def circumstance(module: torch.nn.Module) -> str | None:
     """Why this call must run eagerly whatever its arguments are, or None."""
-    if module.training:
-        return "the module is in training mode (call .eval())"
+    if module.training and (reason := _training(module)):
+        return reason
     if torch_ir.function_modes():
         return "a torch function mode is active (torch.set_default_device and `with torch.device(...)` are such modes)"
     if torch_ir.dispatch_modes():
@@ -33,6 +50,26 @@ def circumstance(module: torch.nn.Module) -> str | None:
     if torch_ir.has_global_hook():
         return "a global module hook is registered"
     return None
+
+
+def _training(module: torch.nn.Module) -> str | None:
+    """Why a module in training mode must run eagerly, or None.
+
+    Without gradients, and without anything that acts differently, the mode is a flag that nobody has reset: diffusers
+    leaves networks that it builds from others, such as AnimateDiff's, in it.
+    """
+    if torch.is_grad_enabled():
+        return "the module is in training mode (call .eval())"
+    for path, child in module.named_modules():
+        if child.training and isinstance(child, _ACTING) and _acts(child):
+            return f"the module is in training mode (call .eval()), in which {path} ({type(child).__name__}) acts"
+    return None
+
+
+def _acts(module: torch.nn.Module) -> bool:
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return not isinstance(module, torch.nn.modules.instancenorm._InstanceNorm) or module.track_running_stats
 
 
 def tensor_circumstance(tensors: Sequence[torch.Tensor], weights: Iterable[torch.Tensor | None]) -> str | None:

@@ -10,8 +10,9 @@ import torch
 
 from rewriter import torch_ir
 from rewriter.capture.escapes import Escapes
+from rewriter.capture.outcome import Outcome, each, read_outcome
 from rewriter.capture.state import Snapshot
-from rewriter.capture.structure import Structure, flatten, unflatten
+from rewriter.capture.structure import Structure, unflatten
 from rewriter.capture.substitutes import Substitutes
 from rewriter.errors import CaptureError
 from rewriter.graph.canonical import canonicalise
@@ -26,7 +27,7 @@ class Recording:
 
     graph: canonical; inputs are the call's tensors, then one 0-dim tensor per live number, then the weights.
     weights: per weight input, the index of the weight in the snapshot.
-    outputs: the structure of the result, over the graph's outputs.
+    outcome: the result and the changed arguments, over the graph's outputs and the call's tensors.
     baked_numbers: indices of live numbers that the trace has turned into constants: (index, place in the code).
     baked_data: place where an activation's or weight's elements steered the code, or None.
     reads_shapes: whether an extent became a Python value, so that other extents could take another path.
@@ -34,7 +35,7 @@ class Recording:
 
     graph: torch_ir.Graph
     weights: tuple[int, ...]
-    outputs: Structure
+    outcome: Outcome
     baked_numbers: dict[int, str]
     baked_data: str | None
     reads_shapes: bool
@@ -53,21 +54,22 @@ class _Call:
 
     def __init__(self, invoke: Invoke, structure: Structure, tensors: int, numbers: Sequence[Any]) -> None:
         self.invoke, self.structure, self.tensors, self.numbers = invoke, structure, tensors, numbers
-        self.outputs: Structure | None = None
+        self.outcome: Outcome | None = None
         self.escapes: Escapes | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         live = iter(inputs[self.tensors :])
         numbers = [next(live) if number is None else number for number in self.numbers]
         arguments = unflatten(self.structure, inputs[: self.tensors], numbers)
+        before = each(arguments)
         self.escapes = Escapes(inputs)
         with self.escapes, Substitutes():
             result = self.invoke(arguments)
-        flat = flatten(result, what="output")
-        if not flat.tensors:
+        outcome = read_outcome(result, arguments, before)
+        if not outcome.tensors:
             raise CaptureError("the call returns no tensor")
-        self.outputs = flat.structure
-        return flat.tensors
+        self.outcome = dataclasses.replace(outcome, tensors=())
+        return outcome.tensors
 
 
 def number_tensor(value: int | float) -> torch.Tensor:
@@ -86,7 +88,8 @@ def record(
 ) -> Recording:
     """Traces `invoke(arguments)`, where `arguments` is what `structure` makes of tensors and numbers.
 
-    `tensors` are copies that the module may write to. Attributes that tracing changes are put back.
+    `tensors` are copies that the module may write to. Attributes that tracing changes are put back. Adapters that the
+    snapshot has read into weights do not take part.
     Raises CaptureError where the trace fails, returns no tensor, or changes the module's own state.
     """
     fixed = [None if is_live else number for number, is_live in zip(numbers, live, strict=True)]
@@ -96,17 +99,18 @@ def record(
         raise CaptureError("the call has no tensor among its arguments")
     weights, slots = _distinct(snapshot)
     try:
-        graph = torch_ir.record(call, example, module, weights)
+        with snapshot.bare():
+            graph = torch_ir.record(call, example, module, weights)
     except (torch.cuda.OutOfMemoryError, CaptureError):
         raise
     except Exception as error:
         raise CaptureError(f"the trace failed: {type(error).__name__}: {_first_line(error)}") from error
     finally:
-        changed = None if snapshot.unchanged(module) else snapshot.difference(Snapshot(module))
+        changed = None if snapshot.unchanged(module) else snapshot.difference(snapshot.again(module))
         if changed:
             snapshot.restore(module)
     assert call.escapes is not None
-    assert call.outputs is not None
+    assert call.outcome is not None
     canonicalise(graph)
     positions = [index for index, is_live in enumerate(live) if is_live]
     baked = _unused_numbers(graph, len(tensors), positions)
@@ -121,7 +125,7 @@ def record(
     return Recording(
         graph=graph,
         weights=tuple(slots[index] for index in torch_ir.drop_unused(graph, len(example))),
-        outputs=call.outputs,
+        outcome=call.outcome,
         baked_numbers=baked,
         baked_data=_data_place(call.escapes, len(tensors)),
         reads_shapes=call.escapes.shapes,

@@ -8,85 +8,67 @@ content.
 
 from __future__ import annotations
 
-import enum
+import contextlib
 import itertools
 import operator
-import types
-import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 
+from rewriter.capture import adapters
 from rewriter.capture.ambient import plain_weight
+from rewriter.capture.describing import Describer, name_of
+from rewriter.capture.watching import AdapterWatch, Watch, data_ptr, getter, version
 
 _MACHINERY = frozenset(vars(torch.nn.Module())) - {"training"}
 # The root's own `forward` and accelerate's wrapping of it lie outside of what is captured.
 _OUTSIDE = frozenset({"forward", "_old_forward", "_hf_hook", "_diffusers_hook"})
-_SCALARS = (
-    type(None),
-    bool,
-    int,
-    str,
-    bytes,
-    complex,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    torch.Size,
-    range,
-    slice,
+# What peft, diffusers and transformers note down about adapters and loading; only their own methods read it.
+_ABOUT_ADAPTERS = frozenset(
+    {
+        "_hf_peft_config_loaded",
+        "_prepare_lora_hotswap_kwargs",
+        "_safe_fusing",
+        "_weight_conversions",
+        "lora_scale",
+        "peft_config",
+    }
 )
-_OPAQUE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodType, weakref.ref)
-_DEEPEST = 12
-_MOST_OBJECTS = 50_000
 # Hooks that only collect the outputs of the call they run in: a trace records them faithfully.
 _HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})
-
-_Getter = Callable[[Any], tuple[Any, ...]]
-
-_data_ptr = torch.Tensor.data_ptr
-
-
-def _getter(names: tuple[Any, ...]) -> _Getter:
-    """A C function from a dict to the tuple of its values under `names`."""
-    return operator.itemgetter(*names) if len(names) > 1 else operator.itemgetter(names[0], names[0])
-
-
-def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 _serials = itertools.count()
 
 
 class Snapshot:
-    """The state of a module tree at one moment.
+    """The state of a module tree at one moment. A layer with adapters counts as its base layer where it equals that
+    with another weight; `refused` names kinds of adapters for which it does not.
 
     fingerprint: equal for two snapshots exactly where one trace serves both.
     weights, names: parameters and buffers in the order of traversal (a tied one occurs twice), and their paths.
+    adapted: the layers read as their base layer, with the indices of their weight and bias (or None) in `weights`.
+    branched: the ids of the weights of peft's other layers, which are part of what a trace records.
     blocked: why this module tree cannot be captured at all, or None.
     serial: another number for each snapshot.
     """
 
-    def __init__(self, root: torch.nn.Module) -> None:
+    def __init__(self, root: torch.nn.Module, refused: Collection[str] = ()) -> None:
         self.serial = next(_serials)
         self.fingerprint: tuple[Any, ...] = ()
         self.names: list[str] = []
         self.weights: list[torch.Tensor] = []
+        self.adapted: list[tuple[adapters.Layer, int, int | None]] = []
+        self.branched: set[int] = set()
         self.blocked: str | None = None
+        self._refused = refused
+        self._adapters = AdapterWatch()
         self._order: dict[int, int] = {}
-        self._described: dict[int, Any] = {}
-        self._pins: list[Any] = []
-        self._sizes: list[Any] = []
-        self._getters: list[_Getter] = []
-        self._containers: list[Any] = []
-        self._constants: list[torch.Tensor] = []
-        self._empty: list[Any] = []
-        self._weight_getters: list[_Getter] = []
-        self._weight_dicts: list[Any] = []
+        self._watch = Watch()
+        self._describer = Describer(self._order, self._watch)
+        self._weight_tables = Watch()
+        self._wrappers: list[tuple[torch.nn.Module, str, torch.nn.Module, torch.nn.Module]] = []
         self._scan(root)
         self._freeze(root)
 
@@ -97,16 +79,43 @@ class Snapshot:
             return (
                 all(map(operator.is_, self._root_getter(own), self._root_values))
                 and len(own) == self._root_size
-                and list(map(len, self._sizes)) == self._lengths
-                and not any(self._empty)
-                and _all_same(self._getters, self._containers, self._values)
+                and self._watch.same()
                 and list(map(type, self._modules)) == self._types
-                and _all_same(self._weight_getters, self._weight_dicts, self._weight_values)
-                and list(map(_data_ptr, self.weights)) == self._pointers
-                and [_version(tensor) for tensor in self._constants] == self._constant_versions
+                and self._weight_tables.same()
+                and list(map(data_ptr, self.weights)) == self._pointers
+                and list(map(version, self._describer.constants)) == self._constant_versions
+                and self._adapters.same()
             )
         except KeyError:
             return False
+
+    @property
+    def adapter_weights(self) -> list[torch.Tensor]:
+        """The tensors that the additions to the adapted layers are computed from."""
+        return self._adapters.tensors
+
+    def opaque(self) -> dict[int, Any]:
+        """The objects that the fingerprint names by their ids, since they have no content to be compared."""
+        return self._describer.opaque()
+
+    def moved(self) -> None:
+        """Takes note that the weights' values were moved to other places in memory on purpose."""
+        self._pointers = list(map(data_ptr, self.weights))
+
+    @contextlib.contextmanager
+    def bare(self) -> Iterator[None]:
+        """Puts the base layers in the place of the adapted ones while the block runs."""
+        for parent, name, _, base in self._wrappers:
+            parent._modules[name] = base
+        try:
+            yield
+        finally:
+            for parent, name, wrapper, _ in self._wrappers:
+                parent._modules[name] = wrapper
+
+    def again(self, root: torch.nn.Module) -> Snapshot:
+        """A new snapshot, taken in the same way."""
+        return Snapshot(root, self._refused)
 
     def difference(self, other: Snapshot) -> str | None:
         """The path of the first thing in which the two states differ ("mid_block.scale"), or None."""
@@ -135,43 +144,80 @@ class Snapshot:
                 target[:] = content
 
     def _scan(self, root: torch.nn.Module) -> None:
-        modules = list(root.named_modules())
-        self._modules = [module for _, module in modules[1:]]
+        modules = list(self._walk(root))
+        self._modules = [module for _, module, _ in modules[1:]]
         self._types = [type(module) for module in self._modules]
-        self._order = {id(module): index for index, (_, module) in enumerate(modules)}
+        self._order.update({id(module): index for index, (_, module, _) in enumerate(modules)})
+        for _, _, wrapper, base in self._wrappers:
+            self._order[id(wrapper)] = self._order[id(base)]
         aliases: dict[int, int] = {}
-        parts = [self._module(path, module, index == 0, aliases) for index, (path, module) in enumerate(modules)]
+        parts = []
+        for index, (path, module, layer) in enumerate(modules):
+            first = len(self.weights)
+            parts.append(self._module(path, module, index == 0, aliases))
+            if layer is not None:
+                # The weight comes first, then the bias.
+                self.adapted.append((layer, first, None if module._parameters.get("bias") is None else first + 1))
+                self._adapters.add(layer)
         self.fingerprint = tuple(parts)
+
+    def _walk(self, root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, adapters.Layer | None]]:
+        """As `named_modules`, with base layers in the place of adapted ones."""
+        entangled = adapters.entangled(root) if any(map(adapters.is_wrapped, root.modules())) else set()
+        seen: set[int] = set()
+
+        def visit(
+            path: str, module: torch.nn.Module, layer: adapters.Layer | None
+        ) -> Iterator[tuple[str, torch.nn.Module, adapters.Layer | None]]:
+            if id(module) in seen:
+                return
+            seen.add(id(module))
+            yield path, module, layer
+            for name, child in module._modules.items():
+                if child is None:
+                    continue
+                within = f"{path}.{name}" if path else name
+                found = None
+                if adapters.is_wrapped(child):
+                    found = adapters.read(child, entangled, self._refused)
+                    if found is None:
+                        self.branched.update(map(id, child.parameters()))
+                if found is not None:
+                    self._wrappers.append((module, name, child, found.base))
+                yield from visit(within, child if found is None else found.base, found)
+
+        return visit("", root, None)
 
     def _module(self, path: str, module: torch.nn.Module, is_root: bool, aliases: dict[int, int]) -> tuple[Any, ...]:
         described: list[Any] = [path, type(module), type(module).forward]
         for table in (module._parameters, module._buffers):
-            self._size(table)
-            if table:
-                self._weight_getters.append(_getter(tuple(table)))
-                self._weight_dicts.append(table)
+            self._watch.size(table)
+            self._weight_tables.items(table)
             for name, weight in table.items():
                 described.append((name, self._weight(f"{path}.{name}" if path else name, weight, aliases)))
-        self._size(module._modules)
-        if module._modules:
-            self._watch(module._modules)
+        self._watch.size(module._modules)
+        self._watch.items(module._modules)
         described.append(
             tuple((name, None if child is None else self._order[id(child)]) for name, child in module._modules.items())
         )
         if not is_root:
             self._find_hooks(path, module)
         outside = _MACHINERY | _OUTSIDE if is_root else _MACHINERY
+        if not adapters.of_peft(module):
+            outside = outside | _ABOUT_ADAPTERS
         # In a fixed order: code does not see the order of attributes, and putting one back moves it.
-        attributes = {name: value for name, value in sorted(module.__dict__.items(), key=_name) if name not in outside}
+        attributes = {
+            name: value for name, value in sorted(module.__dict__.items(), key=name_of) if name not in outside
+        }
         if is_root:
-            self._root_getter = _getter(tuple(attributes))
+            self._root_getter = getter(tuple(attributes))
             self._root_values = self._root_getter(module.__dict__)
             self._root_size = len(module.__dict__)
         else:
-            self._sizes.append(module.__dict__)
-            self._watch(module.__dict__, tuple(attributes))
+            self._watch.size(module.__dict__)
+            self._watch.items(module.__dict__, tuple(attributes))
         for name, value in attributes.items():
-            described.append((name, self._describe(value, 0)))
+            described.append((name, self._describer.describe(value)))
         return tuple(described)
 
     def _weight(self, path: str, weight: torch.Tensor | None, aliases: dict[int, int]) -> Any:
@@ -195,93 +241,27 @@ class Snapshot:
             if foreign and not self.blocked:
                 name = getattr(foreign[0], "__qualname__", type(foreign[0]).__qualname__)
                 self.blocked = f"the submodule {path} has a forward hook ({name})"
-            if table:
-                self._sizes.append(table)
-                self._watch(table)
-            else:
-                self._empty.append(table)
+            self._watch.size(table)
+            self._watch.items(table)
+        if module._compiled_call_impl is not None and not self.blocked:
+            self.blocked = f"the submodule {path} is compiled by torch.compile; use rewriter or torch.compile, not both"
         if "_hf_hook" in module.__dict__ and not self.blocked:
             kind = type(module.__dict__["_hf_hook"]).__name__
             self.blocked = f"the submodule {path} has a hook of accelerate ({kind})"
         if not self.blocked and (names := diffusers_hooks(module)):
             self.blocked = f"the submodule {path} has a hook of diffusers ({', '.join(names)})"
 
-    def _size(self, container: Any) -> None:
-        (self._sizes if container else self._empty).append(container)
-
-    def _watch(self, container: Any, names: tuple[Any, ...] | None = None) -> None:
-        if isinstance(container, dict):
-            names = tuple(container) if names is None else names
-            if not names:
-                return
-            self._getters.append(_getter(names))
-        else:
-            self._getters.append(tuple)
-        self._containers.append(container)
-
-    def _pin(self, value: Any) -> tuple[str, int]:
-        # The reference keeps the id from being given to another object.
-        self._pins.append(value)
-        return ("is", id(value))
-
-    def _describe(self, value: Any, depth: int) -> Any:
-        kind = type(value)
-        if kind in _SCALARS:
-            return (kind, value)
-        if kind is float:
-            return (kind, repr(value))
-        if isinstance(value, enum.Enum):
-            return (kind, value.name)
-        if isinstance(value, torch.nn.Module) and id(value) in self._order:
-            return ("module", self._order[id(value)])
-        if isinstance(value, torch.Tensor):
-            # A tensor that no module registers is baked into a trace.
-            self._constants.append(value)
-            return (self._pin(value), _version(value))
-        if isinstance(value, _OPAQUE) or depth > _DEEPEST or len(self._described) > _MOST_OBJECTS:
-            return self._pin(value)
-        if id(value) in self._described:
-            return self._described[id(value)]
-        self._pins.append(value)
-        self._described[id(value)] = ("inside itself", kind)
-        self._described[id(value)] = description = self._container(value, kind, depth + 1)
-        return description
-
-    def _container(self, value: Any, kind: type, depth: int) -> Any:
-        if isinstance(value, dict):
-            self._size(value)
-            self._watch(value)
-            items = tuple((self._describe(key, depth), self._describe(item, depth)) for key, item in value.items())
-            # A subclass of dict (diffusers' FrozenDict) repeats its content as attributes.
-            plain = kind in (dict, OrderedDict) or not getattr(value, "__dict__", None)
-            return (kind, items, () if plain else self._attributes(value, depth))
-        if isinstance(value, list | tuple | set | frozenset | deque):
-            if not isinstance(value, tuple | frozenset):
-                self._size(value)
-                self._watch(value)
-            items = tuple(self._describe(item, depth) for item in value)
-            return (kind, items)
-        if hasattr(value, "__dict__") and not _foreign(kind):
-            return (_qualified(kind), self._pin(kind), self._attributes(value, depth))
-        return self._pin(value)
-
-    def _attributes(self, value: Any, depth: int) -> tuple[Any, ...]:
-        attributes = value.__dict__
-        self._size(attributes)
-        self._watch(attributes)
-        return tuple((name, self._describe(item, depth)) for name, item in sorted(attributes.items(), key=_name))
-
     def _freeze(self, root: torch.nn.Module) -> None:
-        self._lengths = list(map(len, self._sizes))
-        self._values = list(_values(self._getters, self._containers))
-        self._weight_values = list(_values(self._weight_getters, self._weight_dicts))
-        self._pointers = list(map(_data_ptr, self.weights)) if not self.blocked else []
-        self._constant_versions = [_version(tensor) for tensor in self._constants]
+        self._watch.freeze()
+        self._weight_tables.freeze()
+        self._adapters.freeze()
+        self._pointers = list(map(data_ptr, self.weights)) if not self.blocked else []
+        self._constant_versions = list(map(version, self._describer.constants))
         # Copies of what a trace could change. The root's own dict is named by None: holding it would make a cycle
         # that keeps the module alive until the garbage collector runs.
         own = root.__dict__
         self._copies: list[tuple[Any, Any]] = [(None, {n: v for n, v in own.items() if n not in _OUTSIDE})]
-        for container in itertools.chain(self._sizes, self._empty):
+        for container in self._watch.sized():
             if isinstance(container, dict):
                 self._copies.append((container, dict(container)))
             elif isinstance(container, list):
@@ -292,25 +272,3 @@ def diffusers_hooks(module: torch.nn.Module) -> list[str]:
     """The names of the hooks that diffusers keeps in a module's registry; models with a cache have an empty one."""
     registry = module.__dict__.get("_diffusers_hook")
     return list(getattr(registry, "hooks", ()))
-
-
-def _values(getters: list[_Getter], containers: list[Any]) -> Iterator[Any]:
-    return itertools.chain.from_iterable(map(operator.call, getters, containers))
-
-
-def _all_same(getters: list[_Getter], containers: list[Any], expected: list[Any]) -> bool:
-    return all(map(operator.is_, _values(getters, containers), expected))
-
-
-def _name(item: tuple[Any, Any]) -> str:
-    return str(item[0])
-
-
-def _version(tensor: torch.Tensor) -> int:
-    # Tensors made under inference mode have no version counter.
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _foreign(kind: type) -> bool:
-    """Classes whose instances are not a module's state: locks, loggers, code of the standard library."""
-    return kind.__module__.partition(".")[0] in {"_thread", "threading", "logging", "builtins", "functools", "rewriter"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+_DATA = inspect.getattr_static(torch.Tensor, "data").__get__
 
 
 class Substitutes(TorchFunctionMode):
@@ -15,8 +18,15 @@ class Substitutes(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") == "repeat_interleave":
+        if func == _DATA:
+            # A recording does not follow what is written through `data`, which is a tensor of its own to it.
+            return args[0].detach()
+        name = getattr(func, "__name__", "")
+        if name == "repeat_interleave":
             return _repeat_interleave(func, *args, **(kwargs or {}))
+        if name in ("masked_fill", "masked_fill_"):
+            # Graphs know no such op with a Python bool.
+            args = tuple(int(each) if type(each) is bool else each for each in args)
         return func(*args, **(kwargs or {}))
 
 

@@ -58,6 +58,19 @@ class Adoptions:
             self._moved[id(source)] = _Moved(weakref.ref(source), part.data_ptr(), weakref.ref(owner))
         return True
 
+    def rename(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """`new` now lies where `old` was moved to, if it was."""
+        moved = self._moved.pop(id(old), None)
+        if moved is not None and moved.weight() is old and moved.pointer == new.data_ptr():
+            self._moved[id(new)] = _Moved(weakref.ref(new), moved.pointer, moved.owner)
+
+    def owner(self, weight: torch.Tensor) -> object | None:
+        """That for whose sake the weight was moved, where it still lies there."""
+        moved = self._moved.get(id(weight))
+        if moved is None or moved.weight() is not weight or moved.pointer != weight.data_ptr():
+            return None
+        return moved.owner()
+
     def release(self) -> None:
         """Gives each weight that still lies where it was moved to a contiguous storage of its own."""
         for moved in self._moved.values():

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from rewriter.capture.outcome import Outcome, each, read_outcome
 from rewriter.capture.state import Snapshot
-from rewriter.capture.structure import Flat, flatten_arguments
-from rewriter.errors import CaptureError
+from rewriter.capture.structure import Flat
 from rewriter.runtime.random_state import RandomState
 
 
@@ -19,25 +19,22 @@ class Before:
     def __init__(self, arguments: Mapping[str, Any], flat: Flat, snapshot: Snapshot) -> None:
         self.copies = clones(flat.tensors)
         self.random = RandomState(tensor.device for tensor in flat.tensors)
-        self._arguments, self._flat, self._snapshot = dict(arguments), flat, snapshot
+        self._arguments, self._tensors, self._snapshot = dict(arguments), flat.tensors, snapshot
+        self._each = each(arguments)
         self._versions = [weight._version for weight in snapshot.weights]
 
     def change(self) -> str | None:
-        """What the call has done to its arguments or its module's weights, or None."""
+        """What the call has done to its tensor arguments or its module's weights, or None."""
         for weight, name, version in zip(self._snapshot.weights, self._snapshot.names, self._versions, strict=True):
             if weight._version != version:
                 return f"the call writes to the module's own {name}"
-        try:
-            flat = flatten_arguments(self._arguments)
-        except CaptureError:
-            return "the call changes the lists or dicts among its arguments"
-        if flat.structure != self._flat.structure or any(
-            a is not b for a, b in zip(flat.tensors, self._flat.tensors, strict=True)
-        ):
-            return "the call changes the lists or dicts among its arguments"
-        if not all(_same_content(a, b) for a, b in zip(flat.tensors, self.copies, strict=True)):
+        if not all(_same_content(a, b) for a, b in zip(self._tensors, self.copies, strict=True)):
             return "the call writes to one of its tensor arguments"
         return None
+
+    def outcome(self, result: Any) -> Outcome:
+        """The result and what the call left in its arguments, taken apart. Raises CaptureError where a graph cannot."""
+        return read_outcome(result, self._arguments, self._each)
 
 
 def clones(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

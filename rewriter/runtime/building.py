@@ -1,4 +1,4 @@
-"""Makes a program from a call: trace, rewrite, verify."""
+"""Makes a program from a call: trace, rewrite, verify; or verify what another process has kept of that."""
 
 from __future__ import annotations
 
@@ -6,41 +6,48 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rewriter import torch_ir
+from rewriter.capture.outcome import Outcome
 from rewriter.capture.recording import Invoke, NumbersBaked, Recording, number_tensor, record
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Flat
 from rewriter.errors import CaptureError, VerificationError
 from rewriter.runtime.before import Before, clones
+from rewriter.runtime.calls import Call
 from rewriter.runtime.cuda_graphs import CudaGraphRunner
 from rewriter.runtime.prepared import PreparedStore, PreparedWeights
-from rewriter.runtime.program import Options, Program, select, summary
-from rewriter.runtime.proof import WrongTrace, check_program, check_trace
+from rewriter.runtime.program import Applied, Options, Program, applied, select
+from rewriter.runtime.proof import WrongTrace, check_program, check_trace, describe
 from rewriter.runtime.runner import FunctionRunner, Runner
+from rewriter.runtime.second_start import SecondStart
 from rewriter.runtime.trust import Signature, Trust
 from rewriter.runtime.verdicts import usable
 
 if TYPE_CHECKING:
     from rewriter.graph.conditions import Target
-    from rewriter.graph.engine import Rewritten
+    from rewriter.language import RuleSet
 
 logger = logging.getLogger("rewriter")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """The call that a program is made from, what was before it, and what eager returned (None: not to be verified)."""
+    """The call that a program is made from, what was before it, and what eager returned (None: not to be verified).
+
+    `invoke` calls `forward` with a mapping of arguments.
+    """
 
     flat: Flat
     before: Before
     live: tuple[bool, ...]
+    forward: Callable[..., Any]
     invoke: Invoke
-    expected: Flat | None
+    expected: Outcome | None
 
     @property
     def signature(self) -> Signature:
@@ -52,63 +59,113 @@ class Example:
 
 
 def build(
-    module: torch.nn.Module, example: Example, snapshot: Snapshot, options: Options, store: PreparedStore, name: str
+    module: torch.nn.Module, example: Example, call: Call, options: Options, store: PreparedStore, name: str
 ) -> Program:
     """Captures, rewrites and verifies one call.
 
     Raises CaptureError where no graph can be made and VerificationError where a graph does not reproduce eager;
     NumbersBaked asks for another attempt with fewer live numbers.
     """
+    start = SecondStart()
+    try:
+        return _build(module, example, call, options, store, name, start)
+    except NumbersBaked:
+        raise
+    except Exception as error:
+        if not start.taken:
+            raise
+        # Nothing that was kept may stand between a call and its graph.
+        start.discard()
+        problem = f"what another process has kept of this call was made anew: {describe(error)}"
+        logger.info("%s: %s", name, problem)
+    program = _build(module, example, call, options, store, name, start)
+    program.messages = (*program.messages, problem)
+    return program
+
+
+def _build(
+    module: torch.nn.Module,
+    example: Example,
+    call: Call,
+    options: Options,
+    store: PreparedStore,
+    name: str,
+    start: SecondStart,
+) -> Program:
     seconds: dict[str, float] = {}
-    with _timed(seconds, "trace", name):
-        recording = _record(module, example, snapshot)
-    weights = select(recording, snapshot.weights)
+    snapshot = call.snapshot
+    verified = example.expected is not None
+    with _timed(seconds, "load", name):
+        target = rewrite_target([*example.flat.tensors, *call.weights])
+        start.look_for(module, example.forward, snapshot, example.flat, example.live, example.expected, target)
+        recording = start.recording(example.expected)
+    traced = recording is None
+    if recording is None:
+        with _timed(seconds, "trace", name):
+            recording = _record(module, example, snapshot, start)
+    weights = select(recording, call.weights)
     activations = [*example.before.copies, *map(number_tensor, example.live_numbers)]
     if example.expected is not None:
         with _timed(seconds, "verify", name):
-            problem = check_trace(recording, activations, weights, example.before, example.expected)
+            exact = not call.kinds
+            problem = check_trace(recording, activations, weights, example.before, example.expected, exact=exact)
         if problem:
             raise WrongTrace(f"the trace does not reproduce eager: {problem}")
-    with _timed(seconds, "measure" if options.measure else "rewrite", name):
-        target = rewrite_target([*example.flat.tensors, *weights])
-        rewritten, messages = _rewrite(recording, target, options, [*clones(activations), *weights])
+    rules, left_out = usable(options.rules, target)
+    left_out = (*left_out, *_missing(target))
+    with _timed(seconds, "load", name):
+        done = start.applied(recording, rules, target, left_out, measured=options.measure)
+    chosen = done is None
+    if done is None:
+        with _timed(seconds, "measure" if options.measure else "rewrite", name):
+            done = _rewrite(recording, rules, target, options, [*clones(activations), *weights])
     names = [snapshot.names[slot] for slot in recording.weights]
-    prepared = PreparedWeights(rewritten.prepared, names, weights, store)
-    runner = _runner(rewritten.graph, target.device)
+    prepared = PreparedWeights(done.prepared, names, weights, store)
+    runner = _runner(done.graph, target.device)
     trust = Trust(
         example.signature,
         example.live_numbers,
-        exact=rewritten.specialised,
+        exact=done.specialised,
         reads_shapes=recording.reads_shapes,
         verify=options.verify,
     )
-    program = Program(recording, summary(rewritten), runner, prepared, trust, example.live, target)
-    program.messages = messages
+    program = Program(recording, done.summary, runner, prepared, trust, example.live, target)
+    program.messages = (*left_out, *done.messages)
+    program.losses = _losses(done, options)
     if example.expected is not None:
         with _timed(seconds, "verify", name):
-            found = check_program(program, example.flat.numbers, snapshot.weights, example.before, example.expected)
+            found = check_program(program, example.flat.numbers, call.weights, example.before, example.expected)
         if found.problem:
             raise VerificationError(f"the rewritten graph does not reproduce eager: {found.problem}")
         program.error = found.error
-    prepared.adopt(weights)
+    # peft reads its own weights in ways that need them contiguous.
+    prepared.adopt(weights, untouched=snapshot.branched, unread=_unread(done, len(weights)))
+    if verified and (traced or chosen):
+        with _timed(seconds, "keep", name):
+            if traced:
+                start.keep_recording(recording)
+            if chosen:
+                start.keep_applied(done)
     program.seconds = seconds
     return program
 
 
-def _record(module: torch.nn.Module, example: Example, snapshot: Snapshot) -> Recording:
+def _record(module: torch.nn.Module, example: Example, snapshot: Snapshot, start: SecondStart) -> Recording:
     copies = clones(example.before.copies)
     with example.before.random.replayed():
         recording = record(
             module, example.invoke, example.flat.structure, copies, example.flat.numbers, example.live, snapshot
         )
     if recording.baked_numbers:
-        raise NumbersBaked(recording.baked_numbers)
+        baked = NumbersBaked(recording.baked_numbers)
+        start.keep_baked(baked)
+        raise baked
     if recording.baked_data is not None:
         raise CaptureError(
             f"the module's code depends on the elements of a tensor at {recording.baked_data}, "
             "which a graph would fix to this call's"
         )
-    if example.expected is not None and example.expected.structure != recording.outputs:
+    if example.expected is not None and example.expected.form != recording.outcome.form:
         raise CaptureError("the traced call returns another structure than the eager call")
     return recording
 
@@ -133,21 +190,30 @@ def rewrite_target(tensors: Sequence[torch.Tensor]) -> Target:
 
 
 def _rewrite(
-    recording: Recording, target: Target, options: Options, arguments: Sequence[torch.Tensor]
-) -> tuple[Rewritten, tuple[str, ...]]:
-    """The rewritten graph, and what the report says about it. `arguments`: inputs of the graph, to time it with."""
+    recording: Recording, rules: RuleSet, target: Target, options: Options, arguments: Sequence[torch.Tensor]
+) -> Applied:
+    """`arguments`: inputs of the graph, to time it with."""
     count = len(recording.weights)
-    rules, left_out = usable(options.rules, target)
-    left_out = (*left_out, *_missing(target))
     if options.measure:
         from rewriter import measure
 
         choice = measure.choose(recording.graph, rules, weights=count, target=target, arguments=arguments)
-        unmeasurable = (f"not measured, so not kept: {what}" for what in choice.unmeasurable)
-        return choice.rewritten, (*left_out, *unmeasurable)
+        return applied(choice.rewritten, [f"not measured, so not kept: {what}" for what in choice.unmeasurable])
     from rewriter.graph import engine
 
-    return engine.rewrite(recording.graph, rules, weights=count, target=target), left_out
+    return applied(engine.rewrite(recording.graph, rules, weights=count, target=target))
+
+
+def _unread(done: Applied, weights: int) -> frozenset[int]:
+    """The positions, among the weights and the recipes after them, of what the graph itself does not read."""
+    inputs = list(done.graph.inputs())[-weights - len(done.prepared) :]
+    return frozenset(index for index, value in enumerate(inputs) if not value.uses())
+
+
+def _losses(done: Applied, options: Options) -> frozenset[str]:
+    """What the rules that were applied lose, by their entries."""
+    kept = {rule for rule, is_kept in done.summary.rewrites if is_kept}
+    return frozenset(loss for rule in options.rules if rule.id in kept for loss in rule.loses.values())
 
 
 def _missing(target: Target) -> tuple[str, ...]:

@@ -64,6 +64,16 @@ def _parts(name: str, module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.M
     yield name, module
 
 
+def compiled(module: torch.nn.Module) -> str | None:
+    """Why calls of this network never reach a component: torch.compile has it. None where it has not."""
+    if module._compiled_call_impl is not None or type(module).__module__.startswith("torch._dynamo"):
+        return (
+            "torch.compile is on top of it and runs what it makes of the module itself; use rewriter or torch.compile "
+            "for a network, not both"
+        )
+    return None
+
+
 def component_of(module: torch.nn.Module) -> Component | None:
     """The component that stands in for the module's forward, or None."""
     for place in ("forward", "_old_forward"):
@@ -77,7 +87,7 @@ def install(module: torch.nn.Module, name: str, options: Options) -> Component:
     """Puts a new component in the place of the module's forward, inside of accelerate's wrapping if there is one."""
     place = "_old_forward" if "_hf_hook" in module.__dict__ and "_old_forward" in module.__dict__ else "forward"
     found: Callable[..., Any] | None = module.__dict__.get(place)
-    closed = None
+    closed = compiled(module)
     if names := diffusers_hooks(module):
         closed = f"it has hooks of diffusers ({', '.join(names)}) around it; optimise it before adding them"
     component = Component(module, name=name, options=options, place=place, found=found, closed=closed)

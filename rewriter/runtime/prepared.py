@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rewriter.runtime.adoption import Adoptions, lies_in, places
+from rewriter.runtime.probes import Probes
+from rewriter.runtime.stowing import STOWING, Stowing
 
 if TYPE_CHECKING:
     from rewriter.graph.prepare import Prepared
-
-_SAMPLES = 8
 
 
 class PreparedTensor:
@@ -43,11 +43,27 @@ class PreparedStore:
 
     def __init__(self) -> None:
         self._known: weakref.WeakValueDictionary[Any, PreparedTensor] = weakref.WeakValueDictionary()
+        self._users: weakref.WeakSet[PreparedWeights] = weakref.WeakSet()
         self.adoptions = Adoptions()
+        self.stowing = Stowing(self.adoptions)
 
     def get(self, key: Any) -> PreparedTensor:
         """The storage for what `key` (recipe and names of its sources) stands for; empty when new."""
         return self._known.setdefault(key, PreparedTensor())
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors held here and by the users of this, views of weights among them."""
+        held = [item.tensor for item in self._known.values() if item.tensor is not None]
+        return [*held, *(view for user in self._users for view in user.views())]
+
+    def join(self, user: PreparedWeights) -> None:
+        self._users.add(user)
+
+    def abandon(self, weight: torch.Tensor) -> None:
+        """Leaves the memory that `weight` was moved to, if any, to the module: what is derived gets another."""
+        cell = self.adoptions.owner(weight)
+        if isinstance(cell, PreparedTensor):
+            cell.tensor, cell.shared = None, False
 
     def bytes(self) -> int:
         """Memory held by derived weights on top of the module's own."""
@@ -70,26 +86,39 @@ class PreparedWeights:
         for recipe in recipes:
             keys.append((recipe.function, tuple(keys[source] for source in recipe.sources), recipe.options))
         self._cells = [store.get(key) for key in keys[len(names) :]]
-        self._adoptions = store.adoptions
+        self._adoptions, self._stowing = store.adoptions, store.stowing
+        self._unread: Collection[int] = ()
+        store.join(self)
         self._adopting = False
+        self._untouched: Collection[int] = ()
         self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})
+        self._probes = Probes(())
         self._compute(weights)
 
     def refresh(self, weights: Sequence[torch.Tensor], state: int | None = None) -> list[torch.Tensor]:
         """The derived weights for `weights` as they are now: computed again if a source has changed.
 
-        `state` names the module's state. Another one than before computes anew: what fuses or scales an adapter
-        writes through `weight.data`, which leaves no trace in the weight itself.
+        `state` is another number whenever something may have written to a weight in a way that torch does not count.
+        Without it, a look at some elements decides.
         """
-        if self._recipes and (state != self._state or self._stamps != self._look(weights) or not self._same_samples()):
+        if self._recipes and (
+            state != self._state or self._stamps != self._look(weights) or (state is None and not self._probes.same())
+        ):
             self._state = state
             self._compute(weights)
         return [cell.tensor for cell in self._cells if cell.tensor is not None]
 
-    def adopt(self, weights: Sequence[torch.Tensor]) -> None:
-        """Moves the module's weights into what was prepared from them, now and whenever they are set anew."""
-        self._adopting = True
+    def adopt(
+        self, weights: Sequence[torch.Tensor], untouched: Collection[int] = (), unread: Collection[int] = ()
+    ) -> None:
+        """Moves the module's weights into what was prepared from them, now and whenever they are set anew.
+
+        `untouched`: ids of weights that stay where they are. `unread`: positions of weights and recipes that the graph
+        itself does not read; what rows in eight bits are made of is stowed where it is among these.
+        """
+        self._adopting, self._untouched = True, untouched
+        self._unread = unread
         self._compute(weights)
 
     def _compute(self, weights: Sequence[torch.Tensor]) -> None:
@@ -101,12 +130,28 @@ class PreparedWeights:
                 self._renew(recipe, cell, known)
                 assert cell.tensor is not None
                 known.append(cell.tensor)
+            self._stow(known)
             self._stamps = self._look(weights)
-            # A write through `weight.data` does not count as a version. On the CPU a look at some elements is
-            # cheap; elsewhere it would wait for the device on every call.
-            probes = [_probe(weights[source]) for source in self._base if weights[source].device.type == "cpu"]
-            self._probes = [[p for p in probes if p.dtype == dtype] for dtype in {p.dtype for p in probes}]
-            self._samples = [torch.cat(group) for group in self._probes]
+            self._probes = Probes([weights[source] for source in self._base] if self._state is None else ())
+
+    def _stow(self, known: Sequence[torch.Tensor]) -> None:
+        first = len(known) - len(self._cells)
+        for recipe, cell in zip(self._recipes, self._cells, strict=True):
+            if recipe.function not in STOWING or recipe.sources[0] not in self._unread:
+                continue
+            position = recipe.sources[0]
+            if position < first:
+                if id(known[position]) not in self._untouched:
+                    self._stowing.stow(cell, known[position])
+            else:
+                whole, made = self._cells[position - first], self._recipes[position - first]
+                assert whole.tensor is not None
+                sources = [known[source] for source in made.sources]
+                whole.tensor = self._stowing.stow_together(whole, sources, whole.tensor, made)
+
+    def views(self) -> list[torch.Tensor]:
+        """The views of weights that are held here."""
+        return self._probes.views()
 
     def _renew(self, recipe: Prepared, cell: PreparedTensor, known: Sequence[torch.Tensor]) -> None:
         from rewriter.graph import prepare
@@ -124,25 +169,9 @@ class PreparedWeights:
             cell.tensor = None
         cell.shared = False
         cell.update(fresh)
-        if self._adopting and cell.tensor is not None:
+        if self._adopting and cell.tensor is not None and not any(id(source) in self._untouched for source in sources):
             parts = places(recipe, sources, cell.tensor)
             cell.shared = parts is not None and self._adoptions.adopt(cell, sources, parts)
 
     def _look(self, weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
         return [(weights[source].data_ptr(), weights[source]._version) for source in self._base]
-
-    def _same_samples(self) -> bool:
-        return all(
-            torch.equal(torch.cat(group), sample) for group, sample in zip(self._probes, self._samples, strict=True)
-        )
-
-
-def _probe(tensor: torch.Tensor) -> torch.Tensor:
-    """A 1-D view of a few elements, spread over the largest dimension."""
-    tensor = tensor.detach()
-    if tensor.dim() == 0 or tensor.numel() == 0:
-        return tensor.reshape(-1)
-    longest = max(range(tensor.dim()), key=tensor.size)
-    step = max(1, tensor.size(longest) // _SAMPLES)
-    index = [slice(None, None, step) if dim == longest else tensor.size(dim) // 2 for dim in range(tensor.dim())]
-    return tensor[tuple(index)]

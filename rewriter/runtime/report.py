@@ -8,7 +8,10 @@ import pathlib
 from collections import Counter
 from typing import Any, Literal
 
+import torch
+
 from rewriter.runtime.component import Component
+from rewriter.runtime.networks import compiled, find_networks
 from rewriter.runtime.report_html import page
 from rewriter.runtime.report_text import table, wrapped
 from rewriter.runtime.session import components_of
@@ -43,7 +46,8 @@ class ComponentReport:
     status: "optimised" (runs a rewritten graph), "pending" (not called yet) or "eager"; reason: why eager.
     matches, nodes_before, nodes_after, seconds: of the latest capture. refusals: near misses as (rule, node, reason).
     error: largest relative L2 error against eager on a capture's first inputs, None if not compared.
-    memory: bytes of prepared weights. captures: traces made so far, `calls` and `eager_calls`: calls so far.
+    memory: bytes of prepared weights, and of base weights beside those with adapters in them.
+    captures: traces made so far, `calls` and `eager_calls`: calls so far.
     """
 
     name: str
@@ -137,27 +141,33 @@ def report(target: object) -> Report:
     """
     components = components_of(target)
     rules = next(iter(components.values())).options.rules
+    networks = find_networks(target)
     return Report(
         target=type(target).__name__,
         rules=len(rules),
-        components={name: _component_report(name, component) for name, component in components.items()},
+        components={
+            name: _component_report(name, component, networks.get(name)) for name, component in components.items()
+        },
     )
 
 
-def _component_report(name: str, component: Component) -> ComponentReport:
+def _component_report(name: str, component: Component, present: torch.nn.Module | None) -> ComponentReport:
+    """`present`: the network of that name now, which may be a wrapper around the one that was optimised."""
     programs = component.programs
     latest = component.latest or (programs[-1] if programs else None)
     done = latest.rewritten if latest is not None else None
     rewrites = done.rewrites if done is not None else ()
     matched, kept = Counter(rule for rule, _ in rewrites), Counter(rule for rule, kept in rewrites if kept)
     errors = [program.error for program in programs if program.error is not None]
-    status = _status(component)
     module = component.module
+    bypassed = next((reason for each in (present, module) if each is not None and (reason := compiled(each))), None)
+    reason = bypassed or component.reason
+    status: Status = "eager" if reason else "optimised" if programs else "pending"
     return ComponentReport(
         name=name,
         module=type(module).__name__,
         status=status,
-        reason=component.reason if status == "eager" else None,
+        reason=reason,
         matches={rule: RuleCount(matched=matched[rule], kept=kept[rule]) for rule in matched},
         refusals=list(done.refusals) if done is not None else [],
         nodes_before=done.nodes_before if done is not None else 0,
@@ -170,9 +180,3 @@ def _component_report(name: str, component: Component) -> ComponentReport:
         eager_calls=component.eager_calls,
         messages=[*component.messages, *(latest.messages if latest is not None else ())],
     )
-
-
-def _status(component: Component) -> Status:
-    if component.reason:
-        return "eager"
-    return "optimised" if component.programs else "pending"

@@ -11,6 +11,7 @@ import torch
 
 from rewriter.errors import RewriterError
 from rewriter.runtime.component import Component
+from rewriter.runtime.fitness import refuse_unfit
 from rewriter.runtime.networks import component_of, find_networks, install, remove
 from rewriter.runtime.program import Options
 
@@ -48,12 +49,14 @@ def optimize(
     where a network would otherwise run eagerly, `measure=False` keeps rewrites without timing them.
     A target optimised with the same rules is left as it is; with others, it is restored and optimised anew.
 
-    Raises TypeError for another kind of target and RuleError for unusable rules; then nothing has changed.
+    Raises TypeError for another kind of target and RuleError for unusable rules, such as those of the pack `lowp` on a
+    GPU that gains nothing by them; then nothing has changed.
     """
     networks = find_networks(target)
     from rewriter.language import load_rules
 
     options = Options(rules=load_rules(rules), verify=verify, strict=strict, measure=measure)
+    refuse_unfit(options.rules)
     with _lock:
         before = _components(_sessions.get(target))
         components = {name: _component(module, name, options) for name, module in networks.items()}

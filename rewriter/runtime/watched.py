@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Sequence
 
 import torch
+
+# A wait for the device in so many seconds costs nothing that can be measured.
+_PAUSE = 0.1
+
+
+class Runs:
+    """Tells the steps of one denoising loop from a call before which the caller may have done anything.
+
+    A loop gives another sample at each step and the same text; a call is taken for a step where the first tensor is
+    another one, no other tensor that has stayed the same until now is, and little time has passed.
+    """
+
+    def __init__(self) -> None:
+        self._watched = Watched()
+        self._steady: list[bool] = []
+        self._last = 0.0
+
+    def starts(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether a call with these tensors may be the first of a run."""
+        now = time.perf_counter()
+        same = self._watched.unchanged(tensors)
+        broken = len(same) != len(self._steady) or any(
+            was and not stays for was, stays in zip(self._steady, same, strict=True)
+        )
+        begins = broken or not any(same[1:]) or same[0] or now - self._last > _PAUSE
+        self._watched.look(tensors)
+        self._steady, self._last = same, now
+        return begins
 
 
 class Watched:

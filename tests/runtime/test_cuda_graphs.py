@@ -233,3 +233,42 @@ def test_missing_kernels_stand_in_the_report_of_a_gpu(monkeypatch: pytest.Monkey
         "without the kernels of cuda: BuildError: nvcc was not found",
     )
     assert building._missing(Target(device="cpu")) == ()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no room"), RuntimeError("in a graph: CUDA out of memory. Tried to allocate")]
+)
+def test_where_memory_runs_out_other_recordings_are_given_up(error: Exception) -> None:
+    class Short(Recorder):
+        failed = False
+
+        def __call__(self, function: Any) -> Any:
+            if self.recordings and not self.failed:
+                self.failed = True
+                raise error
+            return super().__call__(function)
+
+    recorder = Short()
+    runner = CudaGraphRunner(
+        torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, worth_recording=lambda _: True
+    )
+    w = torch.randn(4, 4)
+    for rows in (2, 3):
+        text = torch.randn(rows, 4)
+        for _ in range(4):
+            x = torch.randn(rows, 4)
+            (y,) = runner([x, text, number(2.0)], [w])
+            torch.testing.assert_close(y, expected(x, text, 2.0, w))
+    assert recorder.failed
+    assert (runner.replays, runner.reasons) == (1, [])
+
+
+def test_memory_that_runs_out_with_nothing_to_give_up_is_the_callers_to_know() -> None:
+    def fails(_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, worth_recording=lambda _: True)
+    x, text, w = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4, 4)
+    for _ in range(4):
+        runner([x, text, number(2.0)], [w])
+    assert (runner.replays, runner.reasons) == (0, ["no room"])

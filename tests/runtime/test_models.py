@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -180,7 +181,11 @@ def test_equal_to_eager_at_every_batch_and_size_with_one_trace(
     assert part.error == 0.0
 
 
-def test_a_silently_wrong_trace_is_found_and_eager_kept_bit_for_bit(optimized: Any) -> None:
+def test_a_silently_wrong_trace_is_found_and_eager_kept_bit_for_bit(
+    optimized: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It writes its positions through `data`, which a trace does not follow by itself.
+    monkeypatch.setattr("rewriter.capture.recording.Substitutes", contextlib.nullcontext)
     module = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=8,

@@ -89,12 +89,10 @@ def test_captures_share_what_they_both_need_and_free_it() -> None:
 
 
 def test_another_state_of_the_module_computes_anew() -> None:
-    # Adapters are fused by writing through `.data`, which moves neither pointer nor version, and on a GPU no element
-    # is looked at.
+    # Adapters are fused by writing through `.data`, which moves neither pointer nor version.
     weights = [torch.ones(2, 3), torch.ones(4, 3)]
     prepared = PreparedWeights((CONCAT,), NAMES, weights, PreparedStore())
     prepared.refresh(weights, 1)
-    prepared._probes, prepared._samples = [], []
     weights[0].data.mul_(2)
     assert prepared.refresh(weights, 1)[0][0, 0] == 1
     assert prepared.refresh(weights, 2)[0][0, 0] == 2
