@@ -19,6 +19,8 @@ TORCH ?= $(if $(GPU),$(TORCH_GPU),$(TORCH_CPU))
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
+# Processes that share the tests; each computes on one core.
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 TYPED := build/typed
@@ -32,7 +34,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/rewriter demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 # mypy does not follow the mapping of ops/, rules/, csrc/ and schemas/ into `rewriter`, so it is shown links laid out that way.
 lint: $(VENV)/.installed-dev
