@@ -18,10 +18,11 @@ _EVERY = 16
 
 @dataclasses.dataclass(slots=True)
 class _Late:
-    """A look that the device has not finished: the sums of the results and of the inputs."""
+    """A look that the device has not finished: norms, of `results` results and then of the inputs."""
 
     program: weakref.ref[Program]
-    totals: torch.Tensor
+    norms: torch.Tensor
+    results: int
     done: torch.cuda.Event | None
 
     def ready(self) -> bool:
@@ -29,8 +30,8 @@ class _Late:
 
     def broken(self) -> bool:
         """Whether there was NaN or Inf in the results and none in the inputs."""
-        results, inputs = self.totals.tolist()
-        return not math.isfinite(results) and math.isfinite(inputs)
+        finite = self.norms.isfinite()
+        return not bool(finite[: self.results].all()) and bool(finite[self.results :].all())
 
 
 class Guard:
@@ -77,16 +78,24 @@ class Guard:
         self._watched.discard(program)
 
     def _note(self, program: Program, inputs: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> None:
-        totals = _total(results), _total([tensor for tensor in inputs if tensor.device == results[0].device])
-        both = torch.stack([total.float() for total in totals])
-        if not both.is_cuda:
-            self._late.append(_Late(weakref.ref(program), both, None))
+        given = [tensor for tensor in inputs if tensor.device == results[0].device]
+        floating = [[tensor.detach() for tensor in side if tensor.is_floating_point()] for side in (results, given)]
+        if not floating[0]:
             return
-        host = torch.empty(2, pin_memory=True)
-        host.copy_(both, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        self._late.append(_Late(weakref.ref(program), host, done))
+        norms = _norms([*floating[0], *floating[1]])
+        count, done = len(floating[0]), None
+        if norms.is_cuda:
+            norms = torch.empty(norms.shape, dtype=norms.dtype, pin_memory=True).copy_(norms, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        self._late.append(_Late(weakref.ref(program), norms, count, done))
+
+
+def _norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of magnitudes of each tensor, in few kernels for all: not finite where anything in it is not."""
+    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    with torch.no_grad():
+        return torch.stack(torch._foreach_norm(list(tensors), 1, dtype=wide))
 
 
 def _defers(tensors: Sequence[torch.Tensor]) -> bool:

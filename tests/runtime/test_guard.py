@@ -176,3 +176,15 @@ def test_integer_and_empty_results_pass(optimized: Any) -> None:
         module(small())
     (component,) = components_of(module).values()
     assert (component.calls, component.eager_calls) == (3, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("hole", [None, torch.nan, torch.inf, -torch.inf])
+def test_the_norms_that_are_read_later_show_every_hole_and_no_large_number(
+    dtype: torch.dtype, hole: float | None
+) -> None:
+    x = torch.full((300, 7), 60000.0, dtype=dtype)
+    if hole is not None:
+        x[211, 3] = hole
+    norms = guard._norms([torch.empty(0, dtype=dtype), x[:, ::2], x])
+    assert norms.isfinite().tolist() == [True, True, hole is None]
