@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -87,7 +88,7 @@ def takes_conv_act(
         return f"no epilogue for {activation}"
     if len(set(stride[-2:])) != 1 or stride[-1] not in (1, 2) or any(step != 1 for step in stride[:-2]):
         return "only steps of 1 or 2 in height and width"
-    if not (_channels_innermost(x) and _channels_innermost(weight)):
+    if not (_channels_last(x) and _channels_last(weight)):
         return "the channels are not innermost"
     if weight.shape[0] % 8 or x.shape[1] % 8:
         return "numbers of channels that are no multiples of 8"
@@ -103,14 +104,14 @@ def takes_conv_add(
     addend: torch.Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
-    *rest: object,
+    *rest: Any,
 ) -> str | None:
-    reason = takes_conv_act(x, weight, bias, stride, padding, *rest)  # type: ignore[arg-type]
+    reason = takes_conv_act(x, weight, bias, stride, padding, *rest)
     if reason is not None:
         return reason
     if addend.dtype != x.dtype or addend.device != x.device or list(addend.shape) != _shape(x, weight, stride, padding):
         return "the addend broadcasts or promotes"
-    return None if _channels_innermost(addend) and _aligned(addend) else "the addend's channels are not innermost"
+    return None if _channels_last(addend) and _aligned(addend) else "the addend's channels are not innermost"
 
 
 def takes_geglu(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> str | None:
@@ -147,9 +148,9 @@ def conv_configs(
 
 
 def _conv_add_configs(
-    x: torch.Tensor, weight: torch.Tensor, bias: Optional, _addend: torch.Tensor, *rest: object
+    x: torch.Tensor, weight: torch.Tensor, bias: Optional, _addend: torch.Tensor, *rest: Any
 ) -> Sequence[Config]:
-    return conv_configs(x, weight, bias, *rest)  # type: ignore[arg-type]
+    return conv_configs(x, weight, bias, *rest)
 
 
 def geglu_configs(x: torch.Tensor, *_: object) -> Sequence[Config]:
@@ -207,7 +208,7 @@ def _aligned(tensor: torch.Tensor) -> bool:
     return tensor.data_ptr() % 16 == 0
 
 
-def _channels_innermost(tensor: torch.Tensor) -> bool:
+def _channels_last(tensor: torch.Tensor) -> bool:
     """Whether the tensor is dense with its channels innermost, by its strides where an extent of 1 leaves a choice."""
     step = 1
     for dim in (1, *range(tensor.dim() - 1, 1, -1), 0):

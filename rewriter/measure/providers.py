@@ -159,9 +159,12 @@ def _first(value: Any) -> torch.Tensor:
 
 @functools.cache
 def _sources() -> str:
-    """A hash of the code of all ops: another version is measured again."""
-    folder = pathlib.Path(registry.__file__).parent
+    """A hash of the code of all ops and kernels: another version is measured again."""
+    from rewriter.ops.cuda.build import sources_folder
+
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for folder in (pathlib.Path(registry.__file__).parent, sources_folder()):
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".cu", ".h"):
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
