@@ -39,15 +39,11 @@ def attention_tokens(
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """x, copied where a row on a GPU does not start at a multiple of 16 bytes: torch 2.11's kernels end the process."""
-    if not x.is_cuda or (
-        x.data_ptr() % 16 == 0
-        and all(
-            step * x.element_size() % 16 == 0
-            for size, step in zip(x.shape[:-1], x.stride()[:-1], strict=True)
-            if size > 1
-        )
-    ):
+    """x, copied where a row on a GPU does not start at a multiple of 16 bytes: torch 2.11's kernels end the process.
+
+    They also read, and refuse, the strides of dimensions with a single row.
+    """
+    if not x.is_cuda or (x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
