@@ -3,9 +3,9 @@
     python benchmarks/ahead_of_time.py benchmarks/shapes/group_norm.py [--all]
 
 The providers run on CPU tensors whose values nobody reads, with each of their configs; launches become compilations
-with the very arguments, alignments and constants of the call. Prints one line per kernel: its warps, registers,
-bytes of shared memory and of stack (spills). Exit status 1 where a kernel does not compile. Without --all, one case of
-each op.
+with the very arguments, alignments and constants of the call. Prints one line per kernel: its warps, bytes of shared
+memory, what it does too early where it may begin before the kernel before it has ended, registers, and bytes of stack
+(spills). Exit status 1 where a kernel does not compile. Without --all, one case of each op.
 
 TRITON_INTERPRET must be unset: Triton decides when it is imported whether it interprets.
 """
@@ -30,12 +30,27 @@ sys.path.insert(0, str(ROOT))
 import rewriter.ops  # noqa: E402
 from benchmarks.cases import Draw  # noqa: E402
 
+# Accesses to memory, and what may lead around the wait.
+_TOO_EARLY = re.compile(r"\b(?:(?:ld|st|red|atom)\.(?:\w+\.)*global|cp\.async|prefetch|bra|ret)\b")
+
+
+def too_early(kernel: Any) -> int:
+    """Instructions of a compiled kernel that have to stand behind its wait for earlier kernels, and do not.
+
+    0 for kernels that only begin when those have ended. See `ops/triton/overlap.py`.
+    """
+    if not kernel.metadata.launch_pdl:
+        return 0
+    before: str = kernel.asm["ptx"].partition("griddepcontrol.wait")[0]
+    return len(_TOO_EARLY.findall(before))
+
 
 def _described(kernel: Any) -> str:
     import triton
 
     dump = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     text = f"{kernel.metadata.name} warps={kernel.metadata.num_warps} shared={kernel.metadata.shared}"
+    text += f" early={too_early(kernel)}"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()

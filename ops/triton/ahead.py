@@ -149,7 +149,7 @@ def compile_launches(target: Target) -> dict[str, Any]:
 
     JITFunction.run = compiling
     driver.set_active(_Driver(target.capability))
-    device.assume_multiprocessors(target.multiprocessors)
+    device.assume(divmod(target.capability, 10), target.multiprocessors)
     return kernels
 
 

@@ -20,6 +20,7 @@ from rewriter.ops.registry import Config, provide
 from rewriter.ops.triton.device import INTERPRETED, multiprocessors, unavailable
 from rewriter.ops.triton.epilogue import activated
 from rewriter.ops.triton.linear import product
+from rewriter.ops.triton.overlap import let_next_begin, overlapping, wait_for_earlier
 
 Optional = torch.Tensor | None
 
@@ -34,7 +35,8 @@ def _part(  # type: ignore[no-untyped-def]
     x0, x1, x2, x3,
     w0, w1, w2, w3,
     stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x,
-    TAPS_ACROSS: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    TAPS_ACROSS: tl.constexpr, WIDEN: tl.constexpr, OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -46,6 +48,7 @@ def _part(  # type: ignore[no-untyped-def]
     first = part * steps_each
     per_tap = tl.cdiv(channels, DEPTH)
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    wait_for_earlier(OVERLAP)
     for step in range(first, tl.minimum(first + steps_each, steps)):
         tap = step // per_tap
         channel = step % per_tap * DEPTH + depths
@@ -65,6 +68,7 @@ def _part(  # type: ignore[no-untyped-def]
             other=0.0,
         )
         total = product(a, b, total, WIDEN)
+    let_next_begin(OVERLAP)
     target = sums + part * pixels * filters + rows[:, None] * filters + columns[None, :]
     tl.store(target, total, mask=(rows < pixels)[:, None] & (columns < filters)[None, :])
 
@@ -74,11 +78,13 @@ def _finish(  # type: ignore[no-untyped-def]
     sums, bias, addend, result,
     pixels, filters, out_height, out_width,
     a0, a1, a2, a3,
-    PARTS: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
+    PARTS: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr, ACTIVATION: tl.constexpr, OVERLAP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     count = pixels * filters
     mask = index < count
+    wait_for_earlier(OVERLAP)
     total = tl.load(sums + index, mask=mask, other=0.0)
     for part in tl.static_range(1, PARTS):
         total += tl.load(sums + part * count + index, mask=mask, other=0.0)
@@ -134,7 +140,7 @@ def conv_add(
             x, weight, sums,
             pixels, filters, *x.shape[1:], out_height, out_width, steps, steps_each,
             *x.stride(), *weight.stride(), *stride, *padding, *dilation,
-            TAPS_ACROSS=weight.shape[3], WIDEN=INTERPRETED and x.dtype == torch.bfloat16,
+            TAPS_ACROSS=weight.shape[3], WIDEN=INTERPRETED and x.dtype == torch.bfloat16, **overlapping(x.device),
             ROWS=rows, COLUMNS=columns, DEPTH=depth, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         block = 512
@@ -142,7 +148,7 @@ def conv_add(
             sums, result if bias is None else bias.contiguous(), added, result,
             pixels, filters, out_height, out_width, *added.stride(),
             PARTS=parts, BIASED=bias is not None, ADDED=addend is not None, ACTIVATION=activation,
-            BLOCK=block, num_warps=4,
+            **overlapping(x.device), BLOCK=block, num_warps=4,
         )  # fmt: skip
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
@@ -11,7 +12,7 @@ from triton import knobs
 INTERPRETED: bool = knobs.runtime.interpret
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Triton's own minimum.
-_CAPABILITY = (8, 0)
+_OLDEST = (8, 0)
 
 
 def unavailable(tensor: torch.Tensor) -> str | None:
@@ -22,32 +23,39 @@ def unavailable(tensor: torch.Tensor) -> str | None:
         return None
     if not tensor.is_cuda:
         return f"no kernel for {tensor.device.type} outside Triton's interpreter (TRITON_INTERPRET=1)"
-    capability = _capability(tensor.get_device())
-    if capability < _CAPABILITY:
-        return "compute capability {}.{}, expected 8.0 or newer".format(*capability)
+    found = capability(tensor.device)
+    if found < _OLDEST:
+        return "compute capability {}.{}, expected 8.0 or newer".format(*found)
     return None
 
 
-@functools.cache
-def _capability(device: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Gpu:
+    capability: tuple[int, int]
+    multiprocessors: int
 
 
-# Of the GPU that kernels are compiled or interpreted for where tensors are on the CPU; an H100's unless said otherwise.
-_assumed = 132
+# What kernels are compiled or interpreted for where tensors are on the CPU; an H100 unless said otherwise.
+_assumed = _Gpu((9, 0), 132)
 
 
-def assume_multiprocessors(count: int) -> None:
-    """From here on tensors on the CPU stand for tensors on a GPU with so many multiprocessors."""
+def assume(capability: tuple[int, int], multiprocessors: int) -> None:
+    """From here on tensors on the CPU stand for tensors on such a GPU."""
     global _assumed
-    _assumed = count
+    _assumed = _Gpu(capability, multiprocessors)
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability, major and minor, that kernels for tensors on the device are compiled for."""
+    return _gpu(device).capability if device.type == "cuda" else _assumed.capability
 
 
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors share a kernel's programs."""
-    return _of_gpu(device) if device.type == "cuda" else _assumed
+    return _gpu(device).multiprocessors if device.type == "cuda" else _assumed.multiprocessors
 
 
 @functools.cache
-def _of_gpu(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _gpu(device: torch.device) -> _Gpu:
+    properties = torch.cuda.get_device_properties(device)
+    return _Gpu((properties.major, properties.minor), properties.multi_processor_count)

@@ -23,6 +23,7 @@ from rewriter.ops.registry import provide
 from rewriter.ops.triton.device import unavailable
 from rewriter.ops.triton.group_norm_configs import Shape, configs_for
 from rewriter.ops.triton.group_norm_kernels import normalise_parts, partial_statistics, whole_groups
+from rewriter.ops.triton.overlap import overlapping
 from rewriter.ops.triton.planes import Planes, planes_of, sample_reach
 
 Optional = torch.Tensor | None
@@ -190,12 +191,12 @@ def _whole(call: _Call, *, held: int, warps: int) -> None:
         call.groups, size * held // align, planes.places, count,
         *(stride for each in planes.strides for stride in each),
         **call.sum(row=place == 0 and (frame == 0 or planes.frames == 1)), SILU=call.silu,
-        FRAMES=planes.frames > 1, HELD=held, ALIGN=align, PLACES=triton.next_power_of_2(count),
-        WIDTH=triton.next_power_of_2(held * size), num_warps=warps,
+        FRAMES=planes.frames > 1, HELD=held, ALIGN=align, **overlapping(call.x.device),
+        PLACES=triton.next_power_of_2(count), WIDTH=triton.next_power_of_2(held * size), num_warps=warps,
     )  # fmt: skip
 
 
-def _split(call: _Call, *, tile: int, width: int, parts: int, warps: int, overlap: bool) -> None:
+def _split(call: _Call, *, tile: int, width: int, parts: int, warps: int) -> None:
     planes, shape = call.planes, call.shape
     rows = triton.cdiv(triton.cdiv(planes.places, parts), tile) * tile
     parts = triton.cdiv(planes.places, rows)
@@ -205,8 +206,8 @@ def _split(call: _Call, *, tile: int, width: int, parts: int, warps: int, overla
     extents = (planes.channels, call.groups, shape.size, planes.places, chunks, parts, rows, splits, entries)
     x, addend, total, y = planes.strides
     constants = {
-        "LOOP": rows > tile, "OVERLAP": overlap, "PLACES": tile, "WIDTH": width, "MEMBERS": shape.members(width),
-        "num_warps": warps,
+        "LOOP": rows > tile, "PLACES": tile, "WIDTH": width, "MEMBERS": shape.members(width),
+        "num_warps": warps, **overlapping(call.x.device),
     }  # fmt: skip
     grid = (planes.samples * splits * chunks,)
     terms = call.sum(row=addend[2] == 0)
@@ -221,7 +222,6 @@ def _split(call: _Call, *, tile: int, width: int, parts: int, warps: int, overla
     normalise_parts[grid](
         source, channel_bias, other, call.y, call.weight, call.bias, *statistics, call.eps, *extents,
         *x, *addend, *y, **terms, SILU=call.silu, **constants, ENTRIES=triton.next_power_of_2(entries),
-        **({"launch_pdl": True} if overlap else {}),
     )  # fmt: skip
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 
-from rewriter.ops.triton.device import INTERPRETED, multiprocessors
+from rewriter.ops.triton.device import multiprocessors
 
 # Values that a program of whole groups holds: 64 for each thread of 16 warps.
 _MOST_HELD = 32768
@@ -96,18 +95,7 @@ def _split(shape: Shape) -> list[dict[str, Any]]:
         parts = max(1, min(wanted, triton.cdiv(shape.places, tile), _MOST_ENTRIES // merged))
         rows = triton.cdiv(triton.cdiv(shape.places, parts), tile) * tile
         config = {"tile": tile, "width": width, "parts": triton.cdiv(shape.places, rows), "warps": warps}
-        config = {"algorithm": "split", **config, "overlap": False}
+        config = {"algorithm": "split", **config}
         if config not in found:
             found.append(config)
-    # The second launch starts while the first still runs, and waits for it where it needs it.
-    return [
-        *found[:2],
-        *([{**each, "overlap": True} for each in found[:2]] if _overlaps(shape.device) else []),
-        *found[2:],
-    ]
-
-
-def _overlaps(device: torch.device) -> bool:
-    if INTERPRETED or not hasattr(getattr(tl.extra, "cuda", None), "gdc_wait"):
-        return False
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    return found

@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rewriter.ops.triton.overlap import let_next_begin, wait_for_earlier
+
 
 @triton.jit
 def _shift(channel_bias, addend, addend_at, c, known, ROW: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
@@ -46,7 +48,7 @@ def whole_groups(  # type: ignore[no-untyped-def]
     groups, units, places, count,
     x_n, x_f, x_p, x_c, a_n, a_f, a_p, a_c, t_n, t_f, t_p, t_c, y_n, y_f, y_p, y_c,
     SUM: tl.constexpr, ROW: tl.constexpr, FULL: tl.constexpr, TOTAL: tl.constexpr, SILU: tl.constexpr,
-    FRAMES: tl.constexpr, HELD: tl.constexpr, ALIGN: tl.constexpr,
+    FRAMES: tl.constexpr, HELD: tl.constexpr, ALIGN: tl.constexpr, OVERLAP: tl.constexpr,
     PLACES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """A program holds HELD neighbouring groups of a sample, [PLACES, WIDTH], in registers. Grid: n * groups / HELD.
@@ -78,6 +80,7 @@ def whole_groups(  # type: ignore[no-untyped-def]
             addend_tile = addend + n * a_n + base * a_c + (f * a_f + p * a_p)[:, None] + (j * a_c)[None, :]
         else:
             addend_tile = addend + n * a_n + base * a_c + (p * a_p)[:, None] + (j * a_c)[None, :]
+    wait_for_earlier(OVERLAP)
     shift = _shift(channel_bias, addend, n * a_n + c * a_c, c, known, ROW, WIDTH)
     value = _tile(x + n * x_n + base * x_c + x_at, addend_tile, shift, inside, SUM, FULL, TOTAL)
     if total is not None:
@@ -145,6 +148,7 @@ def partial_statistics(  # type: ignore[no-untyped-def]
         addend_tile = addend + n * a_n + frame * a_f + at * a_p + base * a_c + (p * a_p)[:, None] + (j * a_c)[None, :]
     if total is not None:
         total_tile = total + n * t_n + frame * t_f + at * t_p + base * t_c + (p * t_p)[:, None] + (j * t_c)[None, :]
+    wait_for_earlier(OVERLAP)
     shift = _shift(channel_bias, addend, n * a_n + frame * a_f + (base + j) * a_c, c, known, ROW, WIDTH)
 
     valid = p < count
@@ -172,8 +176,6 @@ def partial_statistics(  # type: ignore[no-untyped-def]
             mean += delta * share[:, None]
             m2 += delta * (share * seen)[:, None] * delta
             seen += now
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
 
     length = count.to(tl.float32)
     by_channel = tl.sum(tl.where(known[None, :], mean * seen[:, None], 0.0), axis=0) / length
@@ -187,6 +189,7 @@ def partial_statistics(  # type: ignore[no-untyped-def]
     group_m2 = tl.sum(tl.where(member, m2_by_channel[None, :], 0.0) + length * delta * delta, axis=1)
     slot = chunk - (g * size) // WIDTH
     entry = (n * groups + g) * entries + slot * splits + split
+    let_next_begin(OVERLAP)
     tl.store(means + entry, group_mean, mask=held > 0)
     tl.store(squares + entry, group_m2, mask=held > 0)
 
@@ -218,13 +221,12 @@ def normalise_parts(  # type: ignore[no-untyped-def]
     c = chunk * WIDTH + j
     known = c < channels
     p = tl.arange(0, PLACES)
-    if OVERLAP:
-        tl.extra.cuda.gdc_wait()
     x_tile = x + n * x_n + frame * x_f + at * x_p + base * x_c + (p * x_p)[:, None] + (j * x_c)[None, :]
     y_tile = y + n * y_n + frame * y_f + at * y_p + base * y_c + (p * y_p)[:, None] + (j * y_c)[None, :]
     addend_tile = addend
     if FULL:
         addend_tile = addend + n * a_n + frame * a_f + at * a_p + base * a_c + (p * a_p)[:, None] + (j * a_c)[None, :]
+    wait_for_earlier(OVERLAP)
     shift = _shift(channel_bias, addend, n * a_n + frame * a_f + (base + j) * a_c, c, known, ROW, WIDTH)
     # The first tile is under way while the statistics are merged.
     inside = (p < count)[:, None] & known[None, :]

@@ -12,6 +12,7 @@ import triton.language as tl
 from rewriter.ops import dispatch
 from rewriter.ops import layer_norm as reference
 from rewriter.ops.registry import provide
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 from rewriter.ops.triton.rows import LARGEST, Optional, Rows, blank, like, refusal, rows_of
 
 # The longest row: 64 values for each thread of 8 warps.
@@ -33,7 +34,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     shift0, shift1, shift2, shift3,
     weight_step, bias_step,
     ADD: tl.constexpr, RMS: tl.constexpr, MODULATE: tl.constexpr, SHARED: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -42,6 +43,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     i2 = (row % n2).to(tl.int64)[:, None]
     i1 = ((row // n2) % n1).to(tl.int64)[:, None]
     i0 = (row // (n2 * n1)).to(tl.int64)[:, None]
+    wait_for_earlier(OVERLAP)
     v = tl.load(x + (i0 * x0 + i1 * x1 + i2 * x2) + column * x3, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         u = tl.load(y + (i0 * y0 + i1 * y1 + i2 * y2) + column * y3, mask=inside, other=0.0).to(tl.float32)
@@ -105,7 +107,7 @@ def _normalise(
         *(step for each in space.strides for step in each),
         0 if weight is None else weight.stride(0), 0 if bias is None else bias.stride(0),
         ADD=add, RMS=rms, MODULATE=scale is not None, SHARED=not any(broadcast),
-        WEIGHT=weight is not None, BIAS=bias is not None,
+        WEIGHT=weight is not None, BIAS=bias is not None, **overlapping(out.device),
         ROWS=config["rows"], COLUMNS=triton.next_power_of_2(space.columns), num_warps=config["num_warps"],
     )  # fmt: skip
 

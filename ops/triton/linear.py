@@ -19,6 +19,7 @@ from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.triton.device import INTERPRETED, multiprocessors, unavailable
 from rewriter.ops.triton.epilogue import activated
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 
 Optional = torch.Tensor | None
 
@@ -66,7 +67,7 @@ def _tiled(  # type: ignore[no-untyped-def]
     m, n, k,
     x_row, x_column, weight_row, weight_column, residual_row, residual_column,
     BIASED: tl.constexpr, ADDED: tl.constexpr, ACTIVATION: tl.constexpr, WIDEN: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    OVERLAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     row_tile, column_tile = tile(tl.program_id(0), tl.cdiv(m, ROWS), tl.cdiv(n, COLUMNS), GROUP)
     rows = row_tile * ROWS + tl.arange(0, ROWS)
@@ -76,6 +77,7 @@ def _tiled(  # type: ignore[no-untyped-def]
     x_tile = x + (rows % m).to(tl.int64)[:, None] * x_row + depths[None, :] * x_column
     weight_tile = weight + (columns % n).to(tl.int64)[None, :] * weight_row + depths[:, None] * weight_column
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    wait_for_earlier(OVERLAP)
     for start in range(0, k, DEPTH):
         if WHOLE:
             a = tl.load(x_tile)
@@ -100,10 +102,11 @@ def _persistent(  # type: ignore[no-untyped-def]
     m, n, k,
     residual_row, residual_column,
     BIASED: tl.constexpr, ADDED: tl.constexpr, ACTIVATION: tl.constexpr, WIDEN: tl.constexpr, PROGRAMS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
+    OVERLAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     rows_of_tiles = tl.cdiv(m, ROWS)
     columns_of_tiles = tl.cdiv(n, COLUMNS)
+    wait_for_earlier(OVERLAP)
     for index in tl.range(tl.program_id(0), rows_of_tiles * columns_of_tiles, PROGRAMS, flatten=True):
         row_tile, column_tile = tile(index, rows_of_tiles, columns_of_tiles, GROUP)
         row = row_tile * ROWS
@@ -152,6 +155,7 @@ def linear(
         "ADDED": residual is not None,
         "ACTIVATION": activation,
         "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,
+        **overlapping(x.device),
         "ROWS": rows,
         "COLUMNS": columns,
         "DEPTH": depth,

@@ -16,6 +16,7 @@ from rewriter.ops.registry import Config, provide
 from rewriter.ops.triton.device import INTERPRETED, multiprocessors
 from rewriter.ops.triton.epilogue import gelu
 from rewriter.ops.triton.linear import GROUP, describable, described, product, refusal, sizes, tile
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 
 Optional = torch.Tensor | None
 
@@ -25,7 +26,7 @@ def _tiled(  # type: ignore[no-untyped-def]
     x, weight, bias, y,
     m, n, k,
     x_row, x_column, weight_row, weight_column,
-    BIASED: tl.constexpr, WIDEN: tl.constexpr, WHOLE: tl.constexpr,
+    BIASED: tl.constexpr, WIDEN: tl.constexpr, WHOLE: tl.constexpr, OVERLAP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     row_tile, column_tile = tile(tl.program_id(0), tl.cdiv(m, ROWS), tl.cdiv(n, COLUMNS), GROUP)
@@ -40,6 +41,7 @@ def _tiled(  # type: ignore[no-untyped-def]
     gate_tile = weight + (n + weight_rows)[None, :] * weight_row + depths[:, None] * weight_column
     hidden = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     gate = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    wait_for_earlier(OVERLAP)
     for start in range(0, k, DEPTH):
         if WHOLE:
             a = tl.load(x_tile)
@@ -67,11 +69,12 @@ def _tiled(  # type: ignore[no-untyped-def]
 def _persistent(  # type: ignore[no-untyped-def]
     x, weight, bias, y,
     m, n, k,
-    BIASED: tl.constexpr, WIDEN: tl.constexpr, PROGRAMS: tl.constexpr,
+    BIASED: tl.constexpr, WIDEN: tl.constexpr, PROGRAMS: tl.constexpr, OVERLAP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     rows_of_tiles = tl.cdiv(m, ROWS)
     columns_of_tiles = tl.cdiv(n, COLUMNS)
+    wait_for_earlier(OVERLAP)
     for index in tl.range(tl.program_id(0), rows_of_tiles * columns_of_tiles, PROGRAMS, flatten=True):
         row_tile, column_tile = tile(index, rows_of_tiles, columns_of_tiles, GROUP)
         row = row_tile * ROWS
@@ -114,7 +117,7 @@ def linear_geglu(
     n = weight.shape[0] // 2
     y = torch.empty((m, n), dtype=x.dtype, device=x.device)
     tiles = triton.cdiv(m, rows) * triton.cdiv(n, columns)
-    blocks = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "GROUP": GROUP}
+    blocks = {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "GROUP": GROUP, **overlapping(x.device)}
     dense_bias = weight if bias is None else bias.contiguous()
     widen = INTERPRETED and x.dtype == torch.bfloat16
     launch: dict[str, Any] = {"BIASED": bias is not None, "WIDEN": widen, "num_warps": warps, "num_stages": stages}

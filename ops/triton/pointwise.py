@@ -13,6 +13,7 @@ from rewriter.ops.activation import quick_gelu
 from rewriter.ops.blend import blend, blend_reshaped
 from rewriter.ops.layer_norm import gate_add
 from rewriter.ops.registry import provide
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 from rewriter.ops.triton.rows import LARGEST, blank, like, refusal, rows_in_order
 
 
@@ -35,7 +36,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     a0, a1, a2, a3,
     b0, b1, b2, b3,
     c0, c1, c2, c3,
-    FORMULA: tl.constexpr, ALIKE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    FORMULA: tl.constexpr, ALIKE: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(columns, COLUMNS)
     row = (tl.program_id(0) // blocks) * ROWS + tl.arange(0, ROWS)
@@ -45,6 +46,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     i1 = ((row // n2) % n1).to(tl.int64)[:, None]
     i0 = (row // (n2 * n1)).to(tl.int64)[:, None]
     column = column.to(tl.int64)
+    wait_for_earlier(OVERLAP)
     x = tl.load(a + (i0 * a0 + i1 * a1 + i2 * a2 + column * a3), mask=inside, other=0.0).to(tl.float32)
     if FORMULA != "quick_gelu" and FORMULA != "gelu_tanh" and FORMULA != "copy":
         y = tl.load(b + (i0 * b0 + i1 * b1 + i2 * b2 + column * b3), mask=inside, other=0.0).to(tl.float32)
@@ -80,7 +82,8 @@ def run(formula: str, out: torch.Tensor, *operands: torch.Tensor, rows: int, col
         out, a, b, c,
         space.count, space.columns, *space.extents[1:3],
         *(step for each in steps for step in each),
-        FORMULA=formula, ALIKE=steps[3][3] == 0, ROWS=rows, COLUMNS=columns, num_warps=num_warps,
+        FORMULA=formula, ALIKE=steps[3][3] == 0, **overlapping(out.device),
+        ROWS=rows, COLUMNS=columns, num_warps=num_warps,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.triton.device import INTERPRETED, multiprocessors, unavailable
 from rewriter.ops.triton.linear import GROUP, described, sizes, tile
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 
 Optional = torch.Tensor | None
 
@@ -41,7 +42,7 @@ def _finished(  # type: ignore[no-untyped-def]
 def _tiled(  # type: ignore[no-untyped-def]
     codes, weight, scales, weight_scales, bias, residual, y,
     m, n, k, codes_row, weight_row, residual_row, residual_column,
-    ADDED: tl.constexpr, INTEGER: tl.constexpr, WHOLE: tl.constexpr,
+    ADDED: tl.constexpr, INTEGER: tl.constexpr, WHOLE: tl.constexpr, OVERLAP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     row_tile, column_tile = tile(tl.program_id(0), tl.cdiv(m, ROWS), tl.cdiv(n, COLUMNS), GROUP)
@@ -52,6 +53,7 @@ def _tiled(  # type: ignore[no-untyped-def]
     a_tile = codes + (rows % m).to(tl.int64)[:, None] * codes_row + depths[None, :]
     b_tile = weight + (columns % n).to(tl.int64)[None, :] * weight_row + depths[:, None]
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.int32 if INTEGER else tl.float32)
+    wait_for_earlier(OVERLAP)
     for start in range(0, k, DEPTH):
         if WHOLE:
             a = tl.load(a_tile)
@@ -74,11 +76,12 @@ def _tiled(  # type: ignore[no-untyped-def]
 def _persistent(  # type: ignore[no-untyped-def]
     codes, weight, scales, weight_scales, bias, residual, y,
     m, n, k, residual_row, residual_column,
-    ADDED: tl.constexpr, INTEGER: tl.constexpr, PROGRAMS: tl.constexpr,
+    ADDED: tl.constexpr, INTEGER: tl.constexpr, PROGRAMS: tl.constexpr, OVERLAP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     rows_of_tiles = tl.cdiv(m, ROWS)
     columns_of_tiles = tl.cdiv(n, COLUMNS)
+    wait_for_earlier(OVERLAP)
     for index in tl.range(tl.program_id(0), rows_of_tiles * columns_of_tiles, PROGRAMS, flatten=True):
         row_tile, column_tile = tile(index, rows_of_tiles, columns_of_tiles, GROUP)
         row = row_tile * ROWS
@@ -124,6 +127,7 @@ def quantised_linear(
     launch: dict[str, Any] = {
         "ADDED": residual is not None,
         "INTEGER": codes.dtype == torch.int8,
+        **overlapping(codes.device),
         "ROWS": rows,
         "COLUMNS": columns,
         "DEPTH": depth,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from rewriter.ops.registry import provide
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 from rewriter.ops.triton.quantised_rows import (
     as_stored,
     blank_rows,
@@ -31,7 +32,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     codes, scales, total, x, y, gate, scale, shift, weight, bias,
     rows, columns, each, eps, x_row, y_row, gate_row, scale_row, shift_row,
     ADD: tl.constexpr, MODULATE: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
-    INTEGER: tl.constexpr, EMULATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    INTEGER: tl.constexpr, EMULATED: tl.constexpr, OVERLAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -40,6 +41,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     place = row.to(tl.int64)[:, None]
     # `each` rows share one row of the gate and of the modulation.
     sample = place // each
+    wait_for_earlier(OVERLAP)
     v = tl.load(x + place * x_row + column, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         u = tl.load(y + place * y_row + column, mask=inside, other=0.0).to(tl.float32)
@@ -121,7 +123,7 @@ class _Norm:
                 count, columns, each, given["eps"], x.stride(0), y.stride(0),
                 *(0 if s is None else _sample_row(s, given["x"]) for s in samples),
                 ADD=self.add, MODULATE="scale" in given,
-                WEIGHT=given["weight"] is not None, BIAS=given["bias"] is not None, **options,
+                WEIGHT=given["weight"] is not None, BIAS=given["bias"] is not None, **options, **overlapping(x.device),
                 ROWS=config["rows"], COLUMNS=triton.next_power_of_2(columns), num_warps=config["num_warps"],
             )  # fmt: skip
         return results

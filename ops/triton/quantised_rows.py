@@ -15,6 +15,7 @@ from rewriter.ops.low_precision import FORMATS
 from rewriter.ops.registry import provide
 from rewriter.ops.triton.device import INTERPRETED, unavailable
 from rewriter.ops.triton.epilogue import activated, gelu
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 from rewriter.ops.triton.rows import LARGEST
 
 Optional = torch.Tensor | None
@@ -81,7 +82,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     codes, scales, x, left,
     rows, columns, width, x_row, x_column, left_row, left_column,
     ACTIVATION: tl.constexpr, JOINED: tl.constexpr, PLAIN: tl.constexpr, INTEGER: tl.constexpr, EMULATED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -90,6 +91,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     # `width` columns come from the left tensor.
     right = inside & (column >= width)
     own = x + place * x_row + (column - width) * x_column
+    wait_for_earlier(OVERLAP)
     z = tl.load(own, mask=right, other=0.0).to(tl.float32)
     if ACTIVATION == "geglu":
         z *= gelu(tl.load(own + (columns - width) * x_column, mask=right, other=0.0).to(tl.float32))
@@ -186,7 +188,7 @@ def _run(
         _kernel[(triton.cdiv(flat.shape[0], config["rows"]),)](
             result, scales, flat, joined,
             flat.shape[0], columns, width, *flat.stride(), *joined.stride(),
-            ACTIVATION=activation, JOINED=left is not None, **options,
+            ACTIVATION=activation, JOINED=left is not None, **options, **overlapping(x.device),
             ROWS=config["rows"], COLUMNS=triton.next_power_of_2(columns), num_warps=config["num_warps"],
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from rewriter.ops.registry import provide
+from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 from rewriter.ops.triton.rows import LARGEST, Optional, refusal
 
 _LONGEST = 1024
@@ -24,7 +25,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     cos0, cos1, cos3,
     sin0, sin1, sin3,
     weight_step,
-    NORM: tl.constexpr, WEIGHT: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr,
+    NORM: tl.constexpr, WEIGHT: tl.constexpr, OVERLAP: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(heads, HEADS)
     place = tl.program_id(0) // blocks
@@ -34,6 +35,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     column = tl.arange(0, COLUMNS)[None, :]
     known = column < columns
     inside = (head < heads) & known
+    wait_for_earlier(OVERLAP)
     v = tl.load(x + batch * x0 + token * x1 + (head.to(tl.int64) * x2 + column * x3), mask=inside, other=0.0)
     v = v.to(tl.float32)
     if NORM:
@@ -67,7 +69,7 @@ def _turn(
         out.stride(0), out.stride(1), *x.stride(),
         cos.stride(0), cos.stride(1), cos.stride(3), sin.stride(0), sin.stride(1), sin.stride(3),
         0 if weight is None else weight.stride(0),
-        NORM=eps is not None, WEIGHT=weight is not None, HEADS=block,
+        NORM=eps is not None, WEIGHT=weight is not None, **overlapping(x.device), HEADS=block,
         COLUMNS=triton.next_power_of_2(columns), num_warps=num_warps,
     )  # fmt: skip
 

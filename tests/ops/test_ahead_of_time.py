@@ -30,3 +30,6 @@ def test_every_config_compiles_without_spilling(shapes: pathlib.Path) -> None:
     lines = [line for line in done.stdout.splitlines() if "registers=" in line]
     assert lines
     assert not [line for line in lines if not line.endswith("stack=0")]
+    assert not [line for line in lines if " early=0 " not in line], (
+        "memory is touched before earlier kernels have ended"
+    )

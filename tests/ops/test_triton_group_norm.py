@@ -17,8 +17,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 SUMS = ["add_group_norm", "add_group_norm_silu", "sum_group_norm_silu"]
 # Tiles far smaller than anyone would want, so that small tensors take several of them, and loops turn.
-LOOPED = {"algorithm": "split", "tile": 4, "width": 8, "parts": 2, "warps": 1, "overlap": False}
-SINGLE = {"algorithm": "split", "tile": 16, "width": 16, "parts": 3, "warps": 1, "overlap": False}
+LOOPED = {"algorithm": "split", "tile": 4, "width": 8, "parts": 2, "warps": 1}
+SINGLE = {"algorithm": "split", "tile": 16, "width": 16, "parts": 3, "warps": 1}
 WHOLE = {"algorithm": "whole", "held": 1, "warps": 1}
 CONFIGS = [LOOPED, SINGLE, WHOLE]
 NAMES = ["looped", "split", "whole"]
