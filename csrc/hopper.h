@@ -162,4 +162,19 @@ __device__ inline void meet(int name, int threads) {
 
 #endif
 
+// A stage of the ring that operands go through, and the parity of the turn.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t turn = 0;
+
+  __device__ void next() {
+    if (++stage == kStages) {
+      stage = 0;
+      turn ^= 1;
+    }
+  }
+  __device__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
+};
+
 }  // namespace rewriter::hopper

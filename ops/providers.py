@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -9,6 +10,18 @@ import importlib.util
 # Imported on first need: triton alone takes longer to import than all of `rewriter`. Where nothing is measured the
 # earlier package is preferred.
 _PACKAGES = {"cuda": "rewriter.ops.cuda.bind", "triton": "rewriter.ops.triton"}
+
+_FAILURES = (ImportError, OSError, RuntimeError)
+
+
+@functools.cache
+def begin() -> None:
+    """Begins what takes `load` longest beside the caller. To be called once it is known that a GPU will be used."""
+    # Where there is a reason why not, `load` finds it again and says so.
+    with contextlib.suppress(*_FAILURES):
+        from rewriter.ops.cuda import build
+
+        build.begin(build.visible_architectures())
 
 
 @functools.cache
@@ -20,6 +33,6 @@ def load() -> dict[str, str]:
             continue
         try:
             importlib.import_module(package)
-        except (ImportError, OSError, RuntimeError) as error:
+        except _FAILURES as error:
             missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return missing

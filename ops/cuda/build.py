@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import fcntl
 import hashlib
 import importlib.resources
@@ -25,14 +26,44 @@ from rewriter.ops.cuda.compiler import BuildError
 
 _log = logging.getLogger("rewriter")
 
+# Tensor cores with asynchronous copies; older cards are served by torch's own kernels.
+_OLDEST = (8, 0)
+
+# What `begin` has begun, by process too: a fork copies this, and not the thread that builds.
+_begun: dict[tuple[int, tuple[str, ...]], concurrent.futures.Future[pathlib.Path]] = {}
+
 
 def sources_folder() -> pathlib.Path:
-    """The folder of the `.cu` and `.h` files."""
+    """The folder of the `.cpp`, `.cu` and `.h` files."""
     return pathlib.Path(str(importlib.resources.files("rewriter.csrc")))
 
 
 def sources() -> list[pathlib.Path]:
-    return sorted(sources_folder().glob("*.cu"))
+    """What is compiled: kernels in `.cu` files, and what launches them and reads torch's headers in `.cpp` files."""
+    return sorted(path for path in sources_folder().iterdir() if path.suffix in (".cpp", ".cu"))
+
+
+def visible_architectures() -> list[str]:
+    """nvcc's names of the visible GPUs' architectures. Raises ImportError where no GPU can run the kernels."""
+    if not torch.cuda.is_available():
+        raise ImportError("no CUDA GPU is visible")
+    capabilities = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    if min(capabilities) < _OLDEST:
+        raise ImportError(f"a GPU of compute capability {min(capabilities)} is visible; expected 8.0 or newer")
+    # Hopper's own instructions exist only in code for exactly this chip.
+    return sorted(f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}" for major, minor in capabilities)
+
+
+def begin(architectures: Sequence[str]) -> None:
+    """Has `library` run beside the caller; `load` waits for it and raises what it has raised.
+
+    A process that ends before waits for it, too: neither compilers nor half a library are left behind.
+    """
+    key = os.getpid(), tuple(architectures)
+    if key not in _begun:
+        pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rewriter-build")
+        _begun[key] = pool.submit(library, architectures)
+        pool.shutdown(wait=False)
 
 
 def load(architectures: Sequence[str]) -> None:
@@ -40,7 +71,8 @@ def load(architectures: Sequence[str]) -> None:
 
     Raises BuildError where it cannot be had, OSError where it cannot be loaded.
     """
-    path = library(architectures)
+    begun = _begun.pop((os.getpid(), tuple(architectures)), None)
+    path = library(architectures) if begun is None else begun.result()
     try:
         torch.ops.load_library(path)
     except OSError:
@@ -67,8 +99,12 @@ def library(architectures: Sequence[str]) -> pathlib.Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                _build(nvcc, version, architectures, path)
+            try:
+                if not path.exists():
+                    _build(nvcc, version, architectures, path)
+            finally:
+                # To close it is not enough: a process that was forked meanwhile has it open, too.
+                fcntl.flock(lock, fcntl.LOCK_UN)
     except OSError as error:
         raise BuildError(f"the library cannot be kept in {path.parent}: {error}; set REWRITER_CACHE") from error
     return path
@@ -97,7 +133,7 @@ def _ahead_of_time(architectures: Sequence[str]) -> pathlib.Path | None:
 
 def _build(nvcc: pathlib.Path, version: str, architectures: Sequence[str], path: pathlib.Path) -> None:
     targets = ", ".join(f"sm_{each}" for each in architectures)
-    # A warning, because a first call that takes half a minute without a word looks like a hang.
+    # A warning, because a first call that takes long without a word looks like a hang.
     _log.warning("building the CUDA kernels for %s with %s, once", targets, version)
     start = time.perf_counter()
     handle, name = tempfile.mkstemp(suffix=".so", dir=path.parent)
@@ -116,7 +152,7 @@ def _build(nvcc: pathlib.Path, version: str, architectures: Sequence[str], path:
 def _source_hash() -> str:
     digest = hashlib.sha256(" ".join(compiler.FLAGS).encode())
     for path in sorted(sources_folder().iterdir()):
-        if path.suffix in (".cu", ".h"):
+        if path.suffix in (".cpp", ".cu", ".h"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -15,12 +16,13 @@ import torch
 from rewriter.errors import RewriterError
 
 # 2.11 is the oldest supported torch; what is built against its stable interface loads under every newer one.
+# The level is that of host code, which only launches; code for the device is optimised in full at any.
 FLAGS = (
     "-std=c++20",
-    "-O3",
+    "-O1",
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     "-DUSE_CUDA",
-    "-Xcompiler=-fPIC",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
     "--expt-relaxed-constexpr",
 )
 _USUAL = pathlib.Path("/usr/local/cuda/bin/nvcc")
@@ -53,27 +55,34 @@ def compile_library(
 ) -> None:
     """Compiles `sources` for `architectures` such as "90a" into the shared library `library`, a path to be created.
 
-    Raises BuildError with the compiler's words.
+    They are compiled at once, `.cpp` files by the host compiler alone. Raises BuildError with the compiler's words.
     """
     torch_folder = pathlib.Path(torch.__file__).parent
-    targets = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in architectures]
+    options = [f"-gencode=arch=compute_{each},code=sm_{each}" for each in architectures]
+    # The kernels of a file are optimised at once, too. Not every nvcc has that, and the code is the same without.
+    if "--split-compile" in _run([str(nvcc), "--help"]):
+        options.append("-split-compile=0")
     with tempfile.TemporaryDirectory(prefix="rewriter-csrc-") as folder:
-        objects = [str(pathlib.Path(folder, source.stem + ".o")) for source in sources]
+        objects = [str(pathlib.Path(folder, source.name + ".o")) for source in sources]
         commands = [
-            [str(nvcc), *FLAGS, *targets, "-isystem", str(torch_folder / "include"), "-c", str(source), "-o", target]
+            [str(nvcc), *FLAGS, *options, "-isystem", str(torch_folder / "include"), "-c", str(source), "-o", target]
             for source, target in zip(sources, objects, strict=True)
         ]
         with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             list(pool.map(_run, commands))
         # libtorch.so leads to whichever of torch's libraries hold the symbols, with CUDA or without.
         links = ["-Xlinker=--no-as-needed", "-L", str(torch_folder / "lib"), "-ltorch"]
-        _run([str(nvcc), "-shared", *targets, *objects, "-o", str(library), *links])
+        # No kernel calls code of another file, so that there is nothing to link for the device.
+        _run([str(nvcc), "-shared", "-nodlink", *objects, "-o", str(library), *links])
 
 
 def _run(command: list[str]) -> str:
     name = pathlib.Path(command[0]).name
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT)
+        # In a group of its own: Ctrl-C is for the caller, and must not count as a failure of the build.
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, process_group=0
+        )
     except OSError as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
     except subprocess.TimeoutExpired as error:
@@ -81,5 +90,6 @@ def _run(command: list[str]) -> str:
     if done.returncode:
         words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         first = next((line for line in words if "error" in line.lower() or "fatal" in line.lower()), "no message")
-        raise BuildError("\n".join([f"{name} ended with status {done.returncode}: {first.strip()}", *words]))
+        reason = f"{name} ended with status {done.returncode}: {first.strip()}"
+        raise BuildError("\n".join([reason, *words, f"The command was: {shlex.join(command)}"]))
     return done.stdout

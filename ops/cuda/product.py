@@ -1,4 +1,4 @@
-"""Convolutions and linear + GEGLU by kernels for Hopper's tensor cores and copy engine (`csrc/product.cu`)."""
+"""Convolutions and linear + GEGLU on Hopper's tensor cores (`csrc/convolution.cu`, `csrc/gated.cu`)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ _CONFIGS = 5
 # What a step costs in clocks: the tensor cores' work, and the bytes that L2 gives a multiprocessor in a clock. A split
 # waits for the others and adds up.
 _PRODUCT, _BYTES, _SPLIT = 640, 31, 3000
+# Rows of a GEGLU that are done for all columns before the next ones: what runs at once reads few rows and few columns.
+_BAND = 2048
+# Below this many rows, flat tiles of a GEGLU make a fuller wave than wide ones.
+_FLAT_ROWS = 512
 
 
 def conv_act(
@@ -56,11 +60,17 @@ def conv_add(
     return _convolution(x, weight, bias, addend, stride, padding, across, along, splits)
 
 
-def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: Optional, *, along: int = 2) -> torch.Tensor:
-    """hidden * gelu(gate), operands as in the reference; sums in f32, rounded once. along: as in `conv_act`."""
+def linear_geglu(
+    x: torch.Tensor, weight: torch.Tensor, bias: Optional, *, rows: int, columns: int, across: int, along: int
+) -> torch.Tensor:
+    """hidden * gelu(gate), operands as in the reference; sums in f32, rounded once.
+
+    rows, columns: of a block's results; across, along: as in `conv_act`.
+    """
     flat = x.reshape(-1, x.shape[-1])
     y = torch.empty((flat.shape[0], weight.shape[0] // 2), dtype=x.dtype, device=x.device)
-    torch.ops.rewriter_cuda.geglu(flat, weight, bias, y, along)
+    band = _BAND // (rows * along)
+    torch.ops.rewriter_cuda.linear_geglu(flat, weight, bias, y, rows, columns, across, along, band)
     return y.view(*x.shape[:-1], -1)
 
 
@@ -122,6 +132,8 @@ def takes_geglu(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> str | 
         return "halves that are no multiples of 8"
     if x.shape[-1] % 8 or not x.is_contiguous() or not weight.is_contiguous():
         return "rows with gaps, or of a length that is no multiple of 8"
+    if bias is not None and bias.data_ptr() % 4:
+        return "a bias that does not start at a multiple of 4 bytes"
     return None
 
 
@@ -154,7 +166,12 @@ def _conv_add_configs(
 
 
 def geglu_configs(x: torch.Tensor, *_: object) -> Sequence[Config]:
-    return [{"along": along} for along in (2, 1) if x.numel() // x.shape[-1] > _ROWS or along == 1]
+    """Tiles and clusters, mostly the best first."""
+    rows = x.numel() // x.shape[-1]
+    shapes = [(128, 80, 2, 1)] if rows <= _FLAT_ROWS else [(128, 128, 1, 2)]
+    if rows > _ROWS:
+        shapes.insert(0, (256, 80, 2, 1))
+    return [dict(zip(("rows", "columns", "across", "along"), shape, strict=True)) for shape in shapes]
 
 
 def enter() -> None:

@@ -54,7 +54,7 @@ def ops_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-_CODE = (".py", ".cu", ".cuh", ".h")
+_CODE = (".py", ".cpp", ".cu", ".h")
 
 
 def _version(package: str) -> str:

@@ -58,7 +58,7 @@ def test_wheel_has_all_code_and_data(wheel_names: list[str]) -> None:
     expected = {"rewriter/py.typed", "rewriter/schemas/rule-file.schema.json"}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".json", ".safetensors", ".cu", ".h"):
+            if path.suffix in (".py", ".yaml", ".json", ".safetensors", ".cpp", ".cu", ".h"):
                 relative = path.relative_to(ROOT / folder).as_posix()
                 expected.add(f"{mapped.get(folder, folder)}/{relative}")
     assert expected - set(wheel_names) == set()

@@ -1,66 +1,20 @@
-// Convolutions and linear + GEGLU as products of tiles on Hopper's tensor cores.
+// Convolutions as products of tiles on Hopper's tensor cores.
 //
-// A block makes 128 x 160 results of a convolution, or 128 x 128 of a GEGLU from 128 columns of each half. One warp keeps
-// the copy engine busy, two groups of four warps multiply 64 rows each. A convolution's rows are boxes of neighbouring
-// pixels, so that for each tap of the filter the copy engine fetches the box, moved by the tap, with zeros beyond the
-// picture's edge: no index is computed and nothing is unfolded.
+// A block makes 128 x 160 results. One warp keeps the copy engine busy, two groups of four warps multiply 64 rows each.
+// Rows are boxes of neighbouring pixels, so that for each tap of the filter the copy engine fetches the box, moved by the
+// tap, with zeros beyond the picture's edge: no index is computed and nothing is unfolded.
 //
 // Blocks of a cluster share what they read: `across` blocks with the same rows, `along` blocks with the same columns, and
 // each loads its part for all. `splits` of them share the steps along the depth and add their sums up at the end.
-#pragma once
 
+#include "convolution.h"
 #include "hopper.h"
 #include "wgmma.h"
 
-#include <cuda.h>
-
 #include <cstdint>
 
-namespace rewriter {
+namespace rewriter::convolving {
 namespace {
-
-constexpr int kRows = 128, kDepth = 64, kThreads = 384, kSplits = 8;
-constexpr int kSharedLimit = 232448, kAlignment = 1024;
-
-// Boxes of pixels, `box_*` wide, high and many, all powers of two given by their logarithms.
-struct Pixels {
-  int width, height, depth, images;
-  int log_width, log_height, log_images;
-  int across, down;  // boxes in a picture's row and column
-};
-
-struct Plan {
-  Pixels pixels;
-  int columns;        // of the result
-  int step, pad_x, pad_y, pad_z;  // of the filter over the input
-  int taps_x, taps_y;
-  int chunks, steps;  // of 64 channels in a tap, and of all taps
-  int piece, pieces, piece_rows;  // of the weight: rows from one to the next, how many, rows of one
-  int across, along, splits;
-  int row_groups, column_groups;  // of tiles, a group for each cluster
-};
-
-struct Operands {
-  const void *bias, *residual;
-  void* result;
-};
-
-template <bool kGeglu>
-struct Tile {
-  static constexpr int kColumns = kGeglu ? 256 : 160;
-  static constexpr int kResults = kGeglu ? 128 : 160;
-  static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
-  // What the sums are rounded into before they are stored in whole lines. The wide tile has no room for padding.
-  static constexpr int kPitch = kGeglu ? kResults : kResults + 8;
-  static constexpr int kStaged = kRows * kPitch * 2;
-  static constexpr int kBias = kColumns * 4, kBarriers = 256;
-  static constexpr int kStages =
-      (kSharedLimit - kAlignment - kBarriers - kBias - kStaged) / (kLeft + kRight);
-  static constexpr int kShared = kAlignment + kBarriers + kBias + kStaged + kStages * (kLeft + kRight);
-  // The sums of a split, with rows apart by more than a multiple of the banks.
-  static constexpr int kSumPitch = kColumns + 8;
-  static_assert(kGeglu || kRows * kSumPitch * 4 <= kStages * (kLeft + kRight));
-};
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -104,21 +58,6 @@ struct alignas(16) Line {
   T values[8];
 };
 
-// The exact gelu, x * Phi(x), as in ops/triton/epilogue.py: log2 of Phi(-|x|) is a polynomial in |x|. erff takes longer than
-// a tile's products where the depth is small.
-__device__ float gelu(float x) {
-  const float u = fabsf(x);
-  float p = -1.79378025677579e-06f * u + 6.072615724406205e-05f;
-  p = p * u - 0.0009231857256963849f;
-  p = p * u + 0.008476847782731056f;
-  p = p * u - 0.05389093980193138f;
-  p = p * u - 0.4585415720939636f;
-  p = p * u - 1.151214361190796f;
-  float tail;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(tail) : "f"(p * u - 1.0f));
-  return x * (x < 0 ? tail : 1.0f - tail);
-}
-
 // Where a cluster's block stands, and the tiles that it works on.
 struct Place {
   __device__ Place(const Plan& plan) {
@@ -133,21 +72,6 @@ struct Place {
   }
   int split, first, along, across;
   int begin, end;
-};
-
-// A stage of the ring that operands go through, and the parity of the turn.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  uint32_t turn = 0;
-
-  __device__ void next() {
-    if (++stage == kStages) {
-      stage = 0;
-      turn ^= 1;
-    }
-  }
-  __device__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
 };
 
 // A step along the depth: some channels of a tap. Counted, not computed: one thread feeds the tensor cores, and a division
@@ -174,19 +98,18 @@ struct Tap {
   int index, channel, x, y, z;
 };
 
-template <typename T, bool kGeglu>
+template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Plan plan, const Operands operands) {
-  using Shape = Tile<kGeglu>;
   extern __shared__ unsigned char memory[];
   unsigned char* const base = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
   unsigned char* const left = base;
-  unsigned char* const right = left + Shape::kStages * Shape::kLeft;
-  T* const staged = reinterpret_cast<T*>(right + Shape::kStages * Shape::kRight);
-  float* const shifts = reinterpret_cast<float*>(right + Shape::kStages * Shape::kRight + Shape::kStaged);
-  uint64_t* const full = reinterpret_cast<uint64_t*>(shifts + Shape::kColumns);
-  uint64_t* const empty = full + Shape::kStages;
+  unsigned char* const right = left + Tile::kStages * Tile::kLeft;
+  T* const staged = reinterpret_cast<T*>(right + Tile::kStages * Tile::kRight);
+  float* const shifts = reinterpret_cast<float*>(right + Tile::kStages * Tile::kRight + Tile::kStaged);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(shifts + Tile::kColumns);
+  uint64_t* const empty = full + Tile::kStages;
 
   const Place place(plan);
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -195,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     hopper::prefetch(left_map);
     hopper::prefetch(right_map);
-    for (int stage = 0; stage < Shape::kStages; ++stage) {
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
       hopper::make_barrier(empty + stage, 8 * readers);
     }
@@ -215,20 +138,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       uint16_t same_rows = 0, same_columns = 0;
       for (int i = 0; i < plan.across; ++i) same_rows |= 1 << (place.first + place.along * plan.across + i);
       for (int i = 0; i < plan.along; ++i) same_columns |= 1 << (place.first + i * plan.across + place.across);
-      Ring<Shape::kStages> ring;
+      hopper::Ring<Tile::kStages> ring;
       for (int tile = cluster; tile < tiles; tile += clusters) {
         const int row_tile = tile / plan.column_groups * plan.along + place.along;
-        const int column = (tile % plan.column_groups * plan.across + place.across) * Shape::kResults;
+        const int column = (tile % plan.column_groups * plan.across + place.across) * Tile::kColumns;
         const Box box = box_at(plan.pixels, row_tile * plan.across + place.across);
         Tap tap(plan, place.begin);
         for (int step = place.begin; step < place.end; ++step, ring.next(), tap.next(plan)) {
           hopper::wait(empty + ring.stage, ring.turn ^ 1);
-          hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
-          hopper::copy(left + ring.stage * Shape::kLeft + place.across * left_rows * 128, left_map, full + ring.stage,
+          hopper::expect(full + ring.stage, Tile::kLeft + Tile::kRight);
+          hopper::copy(left + ring.stage * Tile::kLeft + place.across * left_rows * 128, left_map, full + ring.stage,
                        same_rows, plan.across > 1, tap.channel, box.x * plan.step + tap.x - plan.pad_x,
                        box.y * plan.step + tap.y - plan.pad_y, box.z + tap.z - plan.pad_z, box.image);
           for (int piece = place.along; piece < plan.pieces; piece += plan.along) {
-            hopper::copy(right + ring.stage * Shape::kRight + piece * plan.piece_rows * 128, right_map,
+            hopper::copy(right + ring.stage * Tile::kRight + piece * plan.piece * 128, right_map,
                          full + ring.stage, same_columns, plan.along > 1, tap.channel, tap.index,
                          column + piece * plan.piece);
           }
@@ -249,28 +172,27 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int other = lane - plan.across;
       reader = place.first + (other + (other >= place.along)) * plan.across + place.across;
     }
-    float sums[Shape::kColumns / 2];
-    Ring<Shape::kStages> ring;
+    float sums[Tile::kColumns / 2];
+    hopper::Ring<Tile::kStages> ring;
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int row_tile = tile / plan.column_groups * plan.along + place.along;
-      const int column = (tile % plan.column_groups * plan.across + place.across) * Shape::kResults;
+      const int column = (tile % plan.column_groups * plan.across + place.across) * Tile::kColumns;
       // Read while the first operands are on their way, not one by one at the end.
-      if (worker < Shape::kColumns) {
-        const int own = column + worker % Shape::kResults;
+      if (worker < Tile::kColumns) {
+        const int own = column + worker;
         const T* const bias = static_cast<const T*>(operands.bias);
-        const bool known = bias != nullptr && own < plan.columns;
-        shifts[worker] = known ? widened(bias[own + worker / Shape::kResults * plan.columns]) : 0.0f;
+        shifts[worker] = bias != nullptr && own < plan.columns ? widened(bias[own]) : 0.0f;
       }
       hopper::meet(3, 256);
       for (int step = place.begin; step < place.end; ++step, ring.next()) {
         hopper::wait(full + ring.stage, ring.turn);
-        const uint64_t a = hopper::operand(left + ring.stage * Shape::kLeft + half * 64 * 128);
-        const uint64_t b = hopper::operand(right + ring.stage * Shape::kRight);
+        const uint64_t a = hopper::operand(left + ring.stage * Tile::kLeft + half * 64 * 128);
+        const uint64_t b = hopper::operand(right + ring.stage * Tile::kRight);
         hopper::pin(sums);
         hopper::begin_products();
 #pragma unroll
         for (int k = 0; k < kDepth / 16; ++k) {
-          hopper::Multiply<T, Shape::kColumns>::run(sums, a + 2 * k, b + 2 * k, step > place.begin || k > 0);
+          hopper::Multiply<T, Tile::kColumns>::run(sums, a + 2 * k, b + 2 * k, step > place.begin || k > 0);
         }
         hopper::commit_products();
         // The products before these are done then, and their stage is free.
@@ -291,36 +213,25 @@ __global__ void __launch_bounds__(kThreads, 1)
 
       if (plan.splits == 1) {
         auto stage_pair = [&](int row, int from, float one, float two) {
-          // Rows of the wide tile lie in turned order, so that neighbours do not meet in a bank.
-          const int chunk = kGeglu ? (from / 8) ^ (row & 7) : from / 8;
           T pair[2] = {narrowed<T>(one), narrowed<T>(two)};
-          *reinterpret_cast<uint32_t*>(staged + row * Shape::kPitch + chunk * 8 + from % 8) =
-              *reinterpret_cast<const uint32_t*>(pair);
+          *reinterpret_cast<uint32_t*>(staged + row * Tile::kPitch + from) = *reinterpret_cast<const uint32_t*>(pair);
         };
 #pragma unroll
-        for (int j = 0; j < Shape::kResults / 8; ++j) {
+        for (int j = 0; j < Tile::kColumns / 8; ++j) {
           const int from = 8 * j + lane % 4 * 2;
 #pragma unroll
           for (int lower = 0; lower < 2; ++lower) {
-            float value[2];
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              value[i] = sums[4 * j + 2 * lower + i] + shifts[from + i];
-              if constexpr (kGeglu) {
-                value[i] *= gelu(sums[64 + 4 * j + 2 * lower + i] + shifts[Shape::kResults + from + i]);
-              }
-            }
-            stage_pair(half * 64 + upper + 8 * lower, from, value[0], value[1]);
+            const int at = 4 * j + 2 * lower;
+            stage_pair(half * 64 + upper + 8 * lower, from, sums[at] + shifts[from], sums[at + 1] + shifts[from + 1]);
           }
         }
         hopper::meet(1 + half, 128);
-        constexpr int kLines = Shape::kResults / 8;
+        constexpr int kLines = Tile::kColumns / 8;
         for (int index = worker % 128; index < 64 * kLines; index += 128) {
           const int row = half * 64 + index / kLines, chunk = index % kLines;
           const int64_t pixel = pixel_of(plan.pixels, boxes[row >= box_rows], row & (box_rows - 1));
           if (pixel < 0 || column + chunk * 8 >= plan.columns) continue;
-          Line<T> line = *reinterpret_cast<const Line<T>*>(
-              staged + row * Shape::kPitch + (kGeglu ? chunk ^ (row & 7) : chunk) * 8);
+          Line<T> line = *reinterpret_cast<const Line<T>*>(staged + row * Tile::kPitch + chunk * 8);
           const int64_t at = pixel * plan.columns + column + chunk * 8;
           if (residual != nullptr) {
             const Line<T> more = *reinterpret_cast<const Line<T>*>(residual + at);
@@ -331,20 +242,20 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         // Neither what is staged nor the bias may change before both groups have read it.
         hopper::meet(3, 256);
-      } else if constexpr (!kGeglu) {
+      } else {
         // Nothing is copied into the stages any more, once both groups have read them.
         hopper::meet(3, 256);
         float* const partial = reinterpret_cast<float*>(left);
 #pragma unroll
-        for (int j = 0; j < Shape::kColumns / 8; ++j) {
+        for (int j = 0; j < Tile::kColumns / 8; ++j) {
 #pragma unroll
           for (int lower = 0; lower < 2; ++lower) {
-            float* const to = partial + (half * 64 + upper + 8 * lower) * Shape::kSumPitch + 8 * j + lane % 4 * 2;
+            float* const to = partial + (half * 64 + upper + 8 * lower) * Tile::kSumPitch + 8 * j + lane % 4 * 2;
             *reinterpret_cast<float2*>(to) = make_float2(sums[4 * j + 2 * lower], sums[4 * j + 2 * lower + 1]);
           }
         }
         hopper::meet_cluster();
-        constexpr int kLines = Shape::kColumns / 8;
+        constexpr int kLines = Tile::kColumns / 8;
         const int rows = kRows / plan.splits, others = plan.across * plan.along;
         for (int index = worker; index < rows * kLines; index += 256) {
           const int row = place.split * rows + index / kLines, chunk = index % kLines;
@@ -353,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           float total[8] = {};
           for (int split = 0; split < plan.splits; ++split) {
             const uint32_t rank = split * others + place.along * plan.across + place.across;
-            const float* const from = partial + row * Shape::kSumPitch + chunk * 8;
+            const float* const from = partial + row * Tile::kSumPitch + chunk * 8;
             const float4 one = hopper::read_from(from, rank), two = hopper::read_from(from + 4, rank);
             total[0] += one.x, total[1] += one.y, total[2] += one.z, total[3] += one.w;
             total[4] += two.x, total[5] += two.y, total[6] += two.z, total[7] += two.w;
@@ -378,11 +289,16 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #else
 
-template <typename T, bool kGeglu>
+template <typename T>
 __global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap,
                          const __grid_constant__ Plan, const Operands) {}
 
 #endif
 
 }  // namespace
-}  // namespace rewriter
+
+const void* kernel(bool f16) {
+  return f16 ? reinterpret_cast<const void*>(multiply<__half>) : reinterpret_cast<const void*>(multiply<__nv_bfloat16>);
+}
+
+}  // namespace rewriter::convolving

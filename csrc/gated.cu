@@ -1,0 +1,275 @@
+// Linear + GEGLU as a product of tiles on Hopper's tensor cores.
+//
+// A block makes kRows x kResults results from the columns of both halves of the weight. One warp keeps the copy engine
+// busy; two groups of four warps multiply half of the rows each. The groups never wait for each other: what holds the
+// two together is only the ring of stages, which both read. While one applies the gate to its sums, the other can have
+// the tensor cores for itself.
+//
+// Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both.
+
+#include "gated.h"
+#include "hopper.h"
+#include "wgmma.h"
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace rewriter::gated {
+namespace {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+struct Spot {
+  int row, column;
+};
+
+// Clusters that run at the same time work on neighbours: a band's rows first, then the next columns.
+template <typename Shape, int kResults>
+__device__ Spot spot_of(const Work& work, int tile, int rank) {
+  const int whole = work.band * work.column_groups;
+  const int first = tile / whole * work.band, inside = tile % whole;
+  const int height = min(work.band, work.row_groups - first);
+  const int row = first + inside % height, column = inside / height;
+  return {(row * work.along + (work.along > 1 ? rank : 0)) * Shape::kRows,
+          (column * work.across + (work.across > 1 ? rank : 0)) * kResults};
+}
+
+// Two elements of 16 bits in a word.
+template <typename T>
+__device__ float2 widened(uint32_t pair);
+template <>
+__device__ float2 widened<__half>(uint32_t pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+template <>
+__device__ float2 widened<__nv_bfloat16>(uint32_t pair) {
+  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000));
+}
+template <typename T>
+__device__ uint32_t narrowed(float one, float two);
+template <>
+__device__ uint32_t narrowed<__half>(float one, float two) {
+  const __half2 pair = __floats2half2_rn(one, two);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+template <>
+__device__ uint32_t narrowed<__nv_bfloat16>(float one, float two) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(one, two);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// The exact gelu, x * Phi(x), as in ops/triton/epilogue.py: log2 of Phi(-|x|) is a polynomial in |x|.
+__device__ float gelu(float x) {
+  const float u = fabsf(x);
+  float p = -1.79378025677579e-06f * u + 6.072615724406205e-05f;
+  p = p * u - 0.0009231857256963849f;
+  p = p * u + 0.008476847782731056f;
+  p = p * u - 0.05389093980193138f;
+  p = p * u - 0.4585415720939636f;
+  p = p * u - 1.151214361190796f;
+  float tail;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(tail) : "f"(p * u - 1.0f));
+  return x * (x < 0 ? tail : 1.0f - tail);
+}
+
+// Four 8 x 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
+__device__ inline void store_matrices(uint32_t row, const uint32_t (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(words[0]),
+               "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
+// Not moved to where it is used, at the end of the tile: it is read while the products run.
+__device__ inline uint32_t read_ahead(const void* pointer) {
+  uint32_t word;
+  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(word) : "l"(pointer));
+  return word;
+}
+
+// Rounds 64 x kResults results of a group and stores them; each warp its 16 rows, through its part of shared memory.
+// row, column: of the warp's first result.
+template <typename T, int kResults>
+__device__ void finish(const float (&sums)[kResults], const uint32_t (&hidden_bias)[kResults / 8],
+                       const uint32_t (&gate_bias)[kResults / 8], unsigned char* part, const Work& work, int row,
+                       int column) {
+  const int lane = threadIdx.x % 32;
+  // Chunks of eight results lie in turned order in their row, so that neighbouring rows do not meet in a bank.
+  const uint32_t to = hopper::shared_address(part) + lane % 16 * 128;
+  T* const result = static_cast<T*>(work.result);
+#pragma unroll
+  for (int from = 0; from < kResults; from += 64) {
+    constexpr int kLast = kResults % 64 == 0 ? 64 : kResults % 64;
+    const int chunks = (from + 64 <= kResults ? 64 : kLast) / 8;
+    __syncwarp();
+#pragma unroll
+    for (int pair = 0; pair < chunks; pair += 2) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int j = from / 8 + pair + i;
+        const float2 hidden_shift = widened<T>(hidden_bias[j]), gate_shift = widened<T>(gate_bias[j]);
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower) {
+          const int at = 4 * j + 2 * lower;
+          words[2 * i + lower] = narrowed<T>(
+              (sums[at] + hidden_shift.x) * gelu(sums[kResults / 2 + at] + gate_shift.x),
+              (sums[at + 1] + hidden_shift.y) * gelu(sums[kResults / 2 + at + 1] + gate_shift.y));
+        }
+      }
+      store_matrices(to + ((pair + lane / 16) ^ (lane % 8)) * 16, words);
+    }
+    __syncwarp();
+    // Whole lines of 16 bytes, `height` rows at once.
+    const int height = 32 / chunks, down = lane / chunks, chunk = lane % chunks;
+    uint4 lines[4];
+#pragma unroll
+    for (int i = 0; i < chunks / 2; ++i) {
+      const int at = i * height + down;
+      lines[i] = *reinterpret_cast<const uint4*>(part + at * 128 + (chunk ^ (at & 7)) * 16);
+    }
+    const int left = work.rows - row - down, right = column + from + chunk * 8;
+    T* const first = result + static_cast<int64_t>(row + down) * work.results + right;
+#pragma unroll
+    for (int i = 0; i < chunks / 2; ++i) {
+      if (i * height < left && right < work.results) {
+        *reinterpret_cast<uint4*>(first + static_cast<int64_t>(i * height) * work.results) = lines[i];
+      }
+    }
+  }
+}
+
+template <typename T, int kBlocks, int kResults>
+__global__ void __launch_bounds__(kThreads, 1)
+    multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
+             const __grid_constant__ Work work) {
+  using Shape = Tile<kBlocks, kResults>;
+  extern __shared__ unsigned char memory[];
+  unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
+  unsigned char* const right = left + Shape::kStages * Shape::kLeft;
+  unsigned char* const parts = right + Shape::kStages * Shape::kRight;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + kWarps * Shape::kPart);
+  uint64_t* const empty = full + Shape::kStages;
+
+  const int size = work.across * work.along, rank = static_cast<int>(hopper::rank_in_cluster());
+  // The same in all lanes of a warp, which the compiler cannot know of a division: descriptors are uniform then.
+  const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0), group = warp / 4, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    hopper::prefetch(left_map);
+    hopper::prefetch(right_map);
+    for (int stage = 0; stage < Shape::kStages; ++stage) {
+      hopper::make_barrier(full + stage, 1);
+      // Every warp of the cluster that multiplies reads what this block loads.
+      hopper::make_barrier(empty + stage, kWarps * size);
+    }
+    hopper::publish_barriers();
+  }
+  __syncthreads();
+  hopper::await_cluster();
+
+  const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
+  const int tiles = work.row_groups * work.column_groups;
+
+  if (group == 0) {
+    hopper::give_up_registers<40>();
+    if (warp == 0 && lane == 0) {
+      const bool shares_rows = work.across > 1, shares_columns = work.along > 1;
+      const int rows = Shape::kRows / work.across, own = shares_rows ? rank * rows : 0;
+      const int piece = shares_columns ? rank : 0, pieces = shares_columns ? rank + 1 : 2;
+      hopper::Ring<Shape::kStages> ring;
+      for (int tile = cluster; tile < tiles; tile += clusters) {
+        const Spot spot = spot_of<Shape, kResults>(work, tile, rank);
+        for (int step = 0; step < work.steps; ++step, ring.next()) {
+          hopper::wait(empty + ring.stage, ring.turn ^ 1);
+          hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
+          hopper::copy(left + ring.stage * Shape::kLeft + own * kDepth * 2, left_map, full + ring.stage, 3, shares_rows,
+                       step * kDepth, 0, spot.row + own);
+          for (int half = piece; half < pieces; ++half) {
+            hopper::copy(right + ring.stage * Shape::kRight + half * (Shape::kRight / 2), right_map, full + ring.stage,
+                         3, shares_columns, step * kDepth, 0, half * work.results + spot.column);
+          }
+        }
+      }
+    }
+    // The others of the first warp must not wait for the cluster before its first thread does.
+    __syncwarp();
+  } else {
+    hopper::take_registers<232>();
+    const int half = group - 1;
+    unsigned char* const part = parts + (warp - 4) * Shape::kPart;
+    float sums[kBlocks][kResults];
+    hopper::Ring<Shape::kStages> ring;
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const Spot spot = spot_of<Shape, kResults>(work, tile, rank);
+      uint32_t hidden_bias[kResults / 8], gate_bias[kResults / 8];
+#pragma unroll
+      for (int j = 0; j < kResults / 8; ++j) {
+        const int column = spot.column + 8 * j + lane % 4 * 2;
+        const T* const bias = static_cast<const T*>(work.bias) + column;
+        const bool known = work.bias != nullptr && column < work.results;
+        hidden_bias[j] = known ? read_ahead(bias) : 0;
+        gate_bias[j] = known ? read_ahead(bias + work.results) : 0;
+      }
+      for (int step = 0; step < work.steps; ++step, ring.next()) {
+        hopper::wait(full + ring.stage, ring.turn);
+        const uint64_t a = hopper::operand(left + ring.stage * Shape::kLeft + half * kBlocks * 64 * kDepth * 2);
+        const uint64_t b = hopper::operand(right + ring.stage * Shape::kRight);
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) hopper::pin(sums[block]);
+        hopper::begin_products();
+#pragma unroll
+        for (int k = 0; k < kDepth / 16; ++k) {
+#pragma unroll
+          for (int block = 0; block < kBlocks; ++block) {
+            const uint64_t rows = a + block * (64 * kDepth * 2 >> 4);
+            hopper::Multiply<T, Shape::kColumns>::run(sums[block], rows + 2 * k, b + 2 * k, step > 0 || k > 0);
+          }
+        }
+        hopper::commit_products();
+        // The products before these are done then, and their stage is free.
+        hopper::await_products<1>();
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) hopper::pin(sums[block]);
+        if (step > 0 && lane < size) hopper::arrive_at(empty + ring.before(), lane);
+      }
+      hopper::await_products<0>();
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) hopper::pin(sums[block]);
+      if (lane < size) hopper::arrive_at(empty + ring.before(), lane);
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        finish<T, kResults>(sums[block], hidden_bias, gate_bias, part, work,
+                            spot.row + (half * kBlocks + block) * 64 + warp % 4 * 16, spot.column);
+      }
+    }
+  }
+  // A block's shared memory stays until no other writes to it, or tells its barriers anything.
+  hopper::await_cluster();
+}
+
+#else
+
+template <typename T, int kBlocks, int kResults>
+__global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap,
+                         const __grid_constant__ Work) {}
+
+#endif
+
+template <int kBlocks, int kResults>
+Kernel instance(bool f16) {
+  using Shape = Tile<kBlocks, kResults>;
+  return {f16 ? reinterpret_cast<const void*>(multiply<__half, kBlocks, kResults>)
+              : reinterpret_cast<const void*>(multiply<__nv_bfloat16, kBlocks, kResults>),
+          Shape::kRows, kResults, Shape::kShared};
+}
+
+}  // namespace
+
+Kernel kernel(int rows, int columns, bool f16) {
+  if (rows == 256 && columns == 80) return instance<2, 80>(f16);
+  if (rows == 128 && columns == 128) return instance<1, 128>(f16);
+  if (rows == 128 && columns == 80) return instance<1, 80>(f16);
+  return {};
+}
+
+}  // namespace rewriter::gated
