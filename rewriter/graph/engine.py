@@ -57,6 +57,16 @@ class Rewritten:
     nodes_after: int
     view: View = dataclasses.field(repr=False, compare=False)
 
+    def then(self, later: Rewritten) -> Rewritten:
+        """`later`, made from this one's graph, as one rewriting of what this was made from."""
+        return dataclasses.replace(
+            later,
+            rewrites=self.rewrites + later.rewrites,
+            prepared=self.prepared + later.prepared,
+            specialised=self.specialised or later.specialised,
+            nodes_before=self.nodes_before,
+        )
+
 
 def rewrite(
     graph: torch_ir.Graph,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from rewriter.graph.match import Bound, Match, Refusal, same_constant
 from rewriter.graph.pattern import Move, Pattern, may_commute
+from rewriter.graph.siblings import kind_of, starred_values, with_room
 from rewriter.graph.view import NOT_CONSTANT, Node, NotConstant, Value
 from rewriter.language.rule import Call, Step
 from rewriter.language.syntax import Literal, Operand, Sequence, Skip, Var
@@ -194,22 +195,22 @@ class Matcher:
         if len(users) < 2:
             self.refuse("no sibling shares its operands", first, level)
             return
-        kind = _kind(first, call)
+        kind = kind_of(first, call)
         before, depth = len(self.bound), len(self.nodes)
         group: dict[int, Node] = {}
         columns: dict[int, list[Value]] = {}
         # The candidate itself first: what the siblings must share is what it has.
         for node in (first, *sorted(users, key=_order)):
-            if id(node) in group or len(node.inputs) != len(call.operands) or _kind(node, call) != kind:
+            if id(node) in group or len(node.inputs) != len(call.operands) or kind_of(node, call) != kind:
                 continue
             known, covered = len(self.bound), len(self.nodes)
             if all(node is not other for other in self.nodes) and self.sibling(call, node):
                 group[id(node)] = node
-                columns[id(node)] = _starred_values(call, node)
+                columns[id(node)] = starred_values(call, node)
             else:
                 self.undo(known, covered)
         names = [operand.name for operand in call.operands if isinstance(operand, Var) and operand.starred]
-        members = sorted(group.values(), key=_order)
+        members = with_room(sorted(group.values(), key=_order), first, columns)
         reason = self.group_refusal(call, members, first)
         if reason is not None:
             self.refuse(reason, first, level)
@@ -244,23 +245,6 @@ def _orders(call: Call, node: Node) -> Iterator[list[Value]]:
     yield node.inputs
     if may_commute(call.op, call.operands):
         yield [node.inputs[1], node.inputs[0], *node.inputs[2:]]
-
-
-def _starred_values(call: Call, node: Node) -> list[Value]:
-    return [
-        value
-        for operand, value in zip(call.operands, node.inputs, strict=True)
-        if isinstance(operand, Var) and operand.starred
-    ]
-
-
-def _kind(node: Node, call: Call) -> tuple[object, ...]:
-    """What siblings must agree on in their own operands: presence, dtype, rank, device, being a weight."""
-    kinds: list[object] = []
-    for value in _starred_values(call, node):
-        facts = value.facts
-        kinds.append((value.constant is None, value.is_weight, facts and (facts.dtype, facts.rank, facts.device)))
-    return tuple(kinds)
 
 
 def _without_shared_lists(nodes: list[Node]) -> list[Node]:

@@ -14,12 +14,12 @@ from rewriter.graph.conditions import Target
 from rewriter.graph.engine import Rewrite, Rewritten, rewrite
 from rewriter.language.conditions import PHASES
 from rewriter.language.rule import Rule, RuleSet
-from rewriter.measure import whole
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.layouts import record_layouts
 from rewriter.measure.providers import compile_candidates, tuned
 from rewriter.measure.regions import Regions
 from rewriter.measure.timing import Timing
+from rewriter.measure.whole import Derive, Inputs, fastest
 from rewriter.ops import dispatch
 
 _log = logging.getLogger("rewriter")
@@ -43,18 +43,21 @@ def choose(
     weights: int,
     target: Target,
     arguments: Sequence[torch.Tensor] | None = None,
+    derive: Derive | None = None,
 ) -> Choice:
     """Applies the rules that pay on this machine at the recorded shapes.
 
     `graph` is canonical; its last `weights` inputs are weights. Rules of the canonicalise phase only remove work and
     are kept unmeasured; every other region is kept if its rewritten form is faster. With `arguments` for the graph,
     whole graphs are timed too: rules that change the order of a result in memory are felt by all that follows, so they
-    are kept or left out together, and at the end the fastest graph is taken.
+    are kept or left out together, and at the end the fastest graph is taken. `derive` gives what recipes make of the
+    weights, for one graph at a time.
     """
     cache = TimingCache(target.device)
+    inputs = None if arguments is None else Inputs(arguments, weights, derive)
     with tuned(target.device, cache):
-        chooser = _Choice(rules, weights, target, cache)
-        choice = chooser.quantised(chooser.choose(graph, arguments), arguments)
+        chooser = _Choice(rules, weights, target, cache, inputs)
+        choice = chooser.quantised(chooser.choose(graph))
     cache.save()
     if target.device == "cuda":
         from rewriter.measure.replay import forget_timings
@@ -64,22 +67,17 @@ def choose(
 
 
 class _Choice:
-    def __init__(self, rules: RuleSet, weights: int, target: Target, cache: TimingCache) -> None:
-        self.rules, self.weights, self.target, self.cache = rules, weights, target, cache
+    def __init__(self, rules: RuleSet, weights: int, target: Target, cache: TimingCache, inputs: Inputs | None) -> None:
+        self.rules, self.weights, self.target, self.cache, self.inputs = rules, weights, target, cache, inputs
 
-    def choose(self, graph: torch_ir.Graph, arguments: Sequence[torch.Tensor] | None) -> Choice:
-        free = self.rewrite(None, self.rules, _FREE, graph=graph)
-        base, rules = free, self.rules
-        left_out: tuple[Rewrite, ...] = ()
-        if arguments is not None:
-            base, rules, left_out = self.ordered(free, arguments)
-        phases = (_LAYOUT, *_LATER) if base is free else _LATER
-        regions = Regions(base.graph, rules, self.weights + len(base.prepared), self.target, self.cache, phases)
-        best = regions.run()
-        result, found = _joined(base, best), regions.found(best)
-        if arguments is not None and regions.first is not None:
-            whole_graphs = [result, _joined(base, regions.first), free]
-            result = whole.fastest(whole_graphs, self.weights, arguments, self.target.device, self.cache)
+    def choose(self, graph: torch_ir.Graph) -> Choice:
+        free = rewrite(graph, self.rules, weights=self.weights, phases=(_FREE,), target=self.target)
+        regions, left_out = self.ordered(free)
+        base, best = regions.base, regions.run()
+        result, found = base.then(best), regions.found(best)
+        if self.inputs is not None:
+            whole_graphs = [result, base.then(regions.first), free]
+            result = fastest(whole_graphs, self.inputs, self.target.device, self.cache)
             if result is free:
                 left_out = tuple(
                     dataclasses.replace(done, kept=False) for done in (*left_out, *base.rewrites[len(free.rewrites) :])
@@ -92,82 +90,62 @@ class _Choice:
         rewritten = dataclasses.replace(result, rewrites=(*kept, *left_out, *found))
         return Choice(rewritten, tuple(regions.timings.values()), unmeasurable)
 
-    def quantised(self, exact: Choice, arguments: Sequence[torch.Tensor] | None) -> Choice:
+    def quantised(self, exact: Choice) -> Choice:
         """With the rules that quantise, each region timed against what all the other rules have made of it."""
         before = exact.rewritten
-        everything = self.rewrite(before, self.rules, _LAST)
-        if len(everything.rewrites) == len(before.rewrites):
+        regions = self.regions(before, self.rules, _LAST)
+        if not regions.first.rewrites:
             return exact
-        if arguments is not None:
-            self.compile_ahead(arguments, before, self.rules, _LAST)
-        weights = self.weights + len(before.prepared)
-        regions = Regions(before.graph, self.rules, weights, self.target, self.cache, (_LAST,))
+        self.compile_ahead(regions)
         best = regions.run()
-        rewritten = dataclasses.replace(_joined(before, best), rewrites=(*before.rewrites, *regions.found(best)))
+        rewritten = dataclasses.replace(before.then(best), rewrites=(*before.rewrites, *regions.found(best)))
         unmeasurable = (f"{what} (first at {site})" for what, site in regions.unmeasurable.items())
         timings = (*exact.timings, *regions.timings.values())
         return Choice(rewritten, timings, (*exact.unmeasurable, *unmeasurable))
 
-    def ordered(
-        self, free: Rewritten, arguments: Sequence[torch.Tensor]
-    ) -> tuple[Rewritten, RuleSet, tuple[Rewrite, ...]]:
-        """The graph to go on from, with the rules that change memory orders applied or left out; the rules that
-        remain, and the rewrites that were left out."""
+    def ordered(self, free: Rewritten) -> tuple[Regions, tuple[Rewrite, ...]]:
+        """The regions of what comes next, and the rewrites that were left out: the rules that change memory orders are
+        all applied before, or none of them is."""
+        if self.inputs is None:
+            return self.regions(free, self.rules, _LAYOUT, *_LATER), ()
+        # Before any weight is moved for a candidate: this one wants them as they are.
+        fastest([free], self.inputs, self.target.device, self.cache)
         orders = frozenset(rule.id for rule in self.rules if _changes_order(rule))
         laid = self.rewrite(free, self.rules, _LAYOUT)
         if not any(done.rule in orders for done in laid.rewrites):
-            self.compile_ahead(arguments, free, self.rules, _LAYOUT, *_LATER)
-            return free, self.rules, ()
-        record_layouts(laid.graph, whole.inputs(laid, self.weights, arguments))
+            regions = self.regions(free, self.rules, _LAYOUT, *_LATER)
+            self.compile_ahead(regions)
+            return regions, ()
+        record_layouts(laid.graph, self.inputs.given(laid))
         fewer = RuleSet(tuple(rule for rule in self.rules if rule.id not in orders))
         # Which provider is fastest is not asked yet: the two orders differ by more than that, if what only has kernels
         # for some shapes stays out.
-        ways = [self.rewrite(laid, self.rules, *_FUSED), self.rewrite(free, fewer, _LAYOUT, *_FUSED)]
-        self.compile_ahead(arguments, laid, self.rules, *_LATER, first=ways[1])
+        ways = [self.rewrite(free, fewer, _LAYOUT, *_FUSED), self.rewrite(laid, self.rules, *_FUSED)]
+        regions = self.regions(laid, self.rules, *_LATER)
+        self.compile_ahead(regions, first=ways[0])
         with dispatch.choosing(dispatch.first_able, remember=False):
-            faster = whole.fastest(ways, self.weights, arguments, self.target.device, self.cache)
-        if faster is ways[0]:
-            return laid, self.rules, ()
-        self.compile_ahead(arguments, free, fewer, _LAYOUT, *_LATER)
-        left_out = (dataclasses.replace(done, kept=False) for done in laid.rewrites if done.rule in orders)
-        return free, fewer, tuple(left_out)
+            faster = fastest(ways, self.inputs, self.target.device, self.cache)
+        if faster is ways[1]:
+            return regions, ()
+        regions = self.regions(free, fewer, _LAYOUT, *_LATER)
+        self.compile_ahead(regions)
+        return regions, tuple(dataclasses.replace(done, kept=False) for done in laid.rewrites if done.rule in orders)
 
-    def compile_ahead(
-        self,
-        arguments: Sequence[torch.Tensor],
-        base: Rewritten,
-        rules: RuleSet,
-        *phases: str,
-        first: Rewritten | None = None,
-    ) -> None:
-        """Compiles what will be timed when the rules are applied to `base`, and what `first` needs to run at all."""
-        if self.target.device != "cuda":
+    def compile_ahead(self, regions: Regions, first: Rewritten | None = None) -> None:
+        """Compiles what will be timed of the regions, and what `first` needs to run at all."""
+        if self.target.device != "cuda" or self.inputs is None:
             return
-        everything = self.rewrite(base, rules, *phases)
-        weights = self.weights + len(base.prepared)
-        regions = Regions(base.graph, rules, weights, self.target, self.cache, phases)
-        calls = itertools.chain([whole.call(everything, self.weights, arguments)], regions.unknown())
-        one = None if first is None else whole.call(first, self.weights, arguments)
-        compile_candidates(calls, one, cache=self.cache)
+        whole = self.inputs.call
+        # One after the other: each has the weights in places of its own.
+        calls = itertools.chain((whole(one) for one in (regions.base.then(regions.first),)), regions.unknown())
+        compile_candidates(calls, None if first is None else lambda: whole(first)(), cache=self.cache)
 
-    def rewrite(
-        self, before: Rewritten | None, rules: RuleSet, *phases: str, graph: torch_ir.Graph | None = None
-    ) -> Rewritten:
-        if before is None:
-            return rewrite(graph, rules, weights=self.weights, phases=phases, target=self.target)
+    def regions(self, base: Rewritten, rules: RuleSet, *phases: str) -> Regions:
+        return Regions(base, rules, self.weights, self.target, self.cache, phases, self.inputs)
+
+    def rewrite(self, before: Rewritten, rules: RuleSet, *phases: str) -> Rewritten:
         weights = self.weights + len(before.prepared)
-        return _joined(before, rewrite(before.graph, rules, weights=weights, phases=phases, target=self.target))
-
-
-def _joined(first: Rewritten, second: Rewritten) -> Rewritten:
-    """`second`, made from the graph of `first`, as one rewriting of what `first` was made from."""
-    return dataclasses.replace(
-        second,
-        rewrites=first.rewrites + second.rewrites,
-        prepared=first.prepared + second.prepared,
-        specialised=first.specialised or second.specialised,
-        nodes_before=first.nodes_before,
-    )
+        return before.then(rewrite(before.graph, rules, weights=weights, phases=phases, target=self.target))
 
 
 def _changes_order(rule: Rule) -> bool:

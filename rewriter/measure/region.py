@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from rewriter import torch_ir
-from rewriter.graph.facts import DTYPES, TensorFacts
+from rewriter.graph.facts import DTYPES
 from rewriter.graph.view import Node, NotConstant, Value
 
 # Rows in eight bits, drawn so that few are beyond what either holds.
@@ -31,12 +31,16 @@ class Unmeasurable(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TensorPlan:
-    """A tensor to be drawn when it is needed: most regions are alike, and only one of a kind is timed."""
+    """A tensor to be drawn when it is needed: most regions are alike, and only one of a kind is timed.
+
+    `weight`: where it stands for a weight, its position among the graph's weights and what is derived from them.
+    """
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
     device: str
+    weight: int | None = None
 
     def draw(self) -> torch.Tensor:
         """Normal numbers in the recorded memory order; zeros where the dtype holds none."""
@@ -62,10 +66,13 @@ class Region:
     plans: list[Any]
     text: str
 
-    def call(self, drawn: dict[TensorPlan, torch.Tensor]) -> Callable[[], Any]:
-        """The graph as a function of nothing. `drawn` keeps tensors, so that both sides of a pair get the same."""
+    def call(self, drawn: dict[TensorPlan, torch.Tensor], weights: Sequence[torch.Tensor] = ()) -> Callable[[], Any]:
+        """The graph as a function of nothing. `drawn` keeps tensors, so that both sides of a pair get the same.
+
+        `weights` are taken as they are: all that a step multiplies by can be a large part of a GPU's memory.
+        """
         function = torch_ir.function_from_graph(self.graph)
-        arguments = [_drawn(plan, drawn) for plan in self.plans]
+        arguments = [_drawn(plan, drawn, weights) for plan in self.plans]
         return lambda: function(*arguments)
 
 
@@ -81,18 +88,18 @@ class Pair:
         return hashlib.sha256(f"{self.before.text}\n=>\n{self.after.text}".encode()).hexdigest()[:24]
 
 
-def cut(nodes: Iterable[Node], shared: dict[object, Any]) -> Region:
+def cut(nodes: Iterable[Node], shared: dict[object, Any], weights: int) -> Region:
     """The nodes as a graph of their own, with plans for inputs such as the trace recorded.
 
-    `shared` keeps the plans, by the value that they stand for, so that both sides of a pair get the same.
-    Raises Unmeasurable.
+    `shared` keeps the plans, by the value that they stand for, so that both sides of a pair get the same. `weights`:
+    how many the graph has that was rewritten. Raises Unmeasurable.
     """
-    return _Cutter(sorted(nodes, key=lambda node: node.order), shared).cut()
+    return _Cutter(sorted(nodes, key=lambda node: node.order), shared, weights).cut()
 
 
 class _Cutter:
-    def __init__(self, nodes: list[Node], shared: dict[object, Any]) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: list[Node], shared: dict[object, Any], weights: int) -> None:
+        self.nodes, self.weights = nodes, weights
         self.inside = {id(node) for node in nodes}
         self.shared = shared
         self.graph = torch_ir.empty_graph()
@@ -147,16 +154,18 @@ class _Cutter:
         if key not in self.shared:
             kind = value.ir.type().kind()
             if kind == "TensorType":
-                self.shared[key] = self.tensor(value.facts, value.name)
+                self.shared[key] = self.tensor(value)
             else:
                 self.shared[key] = self.computed(value)
         return self.shared[key]
 
-    def tensor(self, facts: TensorFacts | None, name: str) -> TensorPlan:
+    def tensor(self, value: Value) -> TensorPlan:
+        facts = value.facts
         if facts is None or facts.shape is None or facts.dtype not in DTYPES:
-            raise Unmeasurable(f"the shape of {name} is not known")
+            raise Unmeasurable(f"the shape of {value.name} is not known")
         strides = facts.strides if facts.strides is not None else torch.empty(facts.shape, device="meta").stride()
-        return TensorPlan(facts.shape, strides, DTYPES[facts.dtype], facts.device)
+        weight = {"weight": value.number, "prepared": self.weights + value.number}.get(value.role)
+        return TensorPlan(facts.shape, strides, DTYPES[facts.dtype], facts.device, weight)
 
     def computed(self, value: Value) -> Any:
         """The number or list that a node outside the region gives, from the recorded shapes."""
@@ -192,11 +201,13 @@ def _described(plan: Any) -> str:
     return f"[{', '.join(map(_described, plan))}]" if isinstance(plan, list) else str(plan)
 
 
-def _drawn(plan: Any, drawn: dict[TensorPlan, torch.Tensor]) -> Any:
+def _drawn(plan: Any, drawn: dict[TensorPlan, torch.Tensor], weights: Sequence[torch.Tensor]) -> Any:
     if isinstance(plan, list):
-        return [_drawn(item, drawn) for item in plan]
+        return [_drawn(item, drawn, weights) for item in plan]
     if not isinstance(plan, TensorPlan):
         return plan
+    if plan.weight is not None and weights:
+        return weights[plan.weight]
     if plan not in drawn:
         drawn[plan] = plan.draw()
     return drawn[plan]

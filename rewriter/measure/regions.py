@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from rewriter import torch_ir
 from rewriter.graph.conditions import Target
 from rewriter.graph.engine import Blocked, Rewrite, Rewritten, rewrite
 from rewriter.graph.view import Node, View
@@ -18,6 +17,7 @@ from rewriter.language.rule import RuleSet
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
 from rewriter.measure.timing import Timing, compare
+from rewriter.measure.whole import Inputs
 
 _log = logging.getLogger("rewriter")
 # What is blocked can make room for another rule, which is measured in its turn.
@@ -25,25 +25,31 @@ _ROUNDS = 4
 
 
 class Regions:
-    """Finds the regions that pay, one by one."""
+    """Finds the regions that pay, one by one, of what the rules make of `base` in the given phases.
+
+    `inputs`: whose weights the regions are timed with; without them weights are drawn as all else is.
+    """
 
     def __init__(
         self,
-        graph: torch_ir.Graph,
+        base: Rewritten,
         rules: RuleSet,
         weights: int,
         target: Target,
         cache: TimingCache,
         phases: tuple[str, ...],
+        inputs: Inputs | None = None,
     ) -> None:
-        self.graph = graph
+        self.base = base
+        self.graph = base.graph
         self.rules = rules
-        self.weights = weights
+        self.weights = weights + len(base.prepared)
         self.target = target
         self.cache = cache
         self.phases = phases
-        self.first: Rewritten | None = None
-        self.original = View(graph, weights)
+        self.inputs = inputs
+        self.first = self.rewritten(frozenset())
+        self.original = View(self.graph, self.weights)
         self.nodes = {origin: node for node in self.original.nodes for origin in node.origins}
         self.seen: dict[tuple[str, frozenset[int]], Rewrite] = {}
         self.timings: dict[str, tuple[str, int, Timing]] = {}
@@ -51,10 +57,9 @@ class Regions:
         self.unmeasured = frozenset(rule.id for rule in rules if rule.saves == "memory")
 
     def run(self) -> Rewritten:
+        result = self.first
         blocked: Blocked = frozenset()
         for round_number in range(_ROUNDS):
-            result = self.rewritten(blocked)
-            self.first = self.first or result
             for done in result.rewrites:
                 self.seen.setdefault((done.rule, done.origins), done)
             losing = self.losing(result)
@@ -62,6 +67,7 @@ class Regions:
                 return result
             blocked |= losing
             _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
+            result = self.rewritten(blocked)
         return rewrite(self.graph, self.rules, weights=self.weights, phases=(), target=self.target)
 
     def rewritten(self, blocked: Blocked) -> Rewritten:
@@ -72,12 +78,17 @@ class Regions:
     def unknown(self) -> Iterator[Callable[[], Any]]:
         """The rewritten form of each distinct region that will be timed, as a function of nothing."""
         met: set[str] = set()
-        for origins, after, _ in self.sites(self.rewritten(frozenset())):
+        known = self.known(self.first)
+        for origins, after, _ in self.sites(self.first):
             with contextlib.suppress(Unmeasurable, RuntimeError, NotImplementedError):
                 pair = self.pair(origins, after)
                 if pair.key not in met and self.cache.get(pair.key) is None:
                     met.add(pair.key)
-                    yield pair.after.call({})
+                    yield pair.after.call({}, known)
+
+    def known(self, result: Rewritten) -> Sequence[torch.Tensor]:
+        """The weights, and all that is derived from them for `result`, at the positions that plans name."""
+        return [] if self.inputs is None else self.inputs.weights(self.base.then(result))
 
     def found(self, result: Rewritten) -> tuple[Rewrite, ...]:
         """Every rewrite that was seen, kept where it is one of `result`."""
@@ -86,8 +97,9 @@ class Regions:
 
     def losing(self, result: Rewritten) -> Blocked:
         blocked: set[tuple[str, int]] = set()
+        known = self.known(result)
         for origins, after, rewrites in self.sites(result):
-            if not self.wanted(rewrites) and not self.pays(origins, after, rewrites):
+            if not self.wanted(rewrites) and not self.pays(origins, after, rewrites, known):
                 blocked |= {(done.rule, origin) for done in rewrites for origin in done.origins}
         return frozenset(blocked)
 
@@ -105,19 +117,22 @@ class Regions:
     def pair(self, origins: frozenset[int], after: list[Node]) -> Pair:
         """Raises Unmeasurable."""
         shared: dict[object, object] = {}
-        return Pair(cut([self.nodes[origin] for origin in origins], shared), cut(after, shared))
+        before = cut([self.nodes[origin] for origin in origins], shared, self.weights)
+        return Pair(before, cut(after, shared, self.weights))
 
     def wanted(self, rewrites: list[Rewrite]) -> bool:
         """Whether speed does not decide: a rule that saves memory has a part in it."""
         return any(done.rule in self.unmeasured for done in rewrites)
 
-    def pays(self, origins: frozenset[int], after: list[Node], rewrites: list[Rewrite]) -> bool:
+    def pays(
+        self, origins: frozenset[int], after: list[Node], rewrites: list[Rewrite], known: Sequence[torch.Tensor]
+    ) -> bool:
         name = " + ".join(dict.fromkeys(done.rule for done in rewrites))
         try:
             pair = self.pair(origins, after)
             timing = self.cache.get(pair.key)
             if timing is None:
-                timing = self.time(pair)
+                timing = self.time(pair, known)
                 self.cache.put(pair.key, timing)
         except (Unmeasurable, RuntimeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -127,9 +142,9 @@ class Regions:
         self.timings[pair.key] = (name, count + 1, timing)
         return timing.pays
 
-    def time(self, pair: Pair) -> Timing:
+    def time(self, pair: Pair, known: Sequence[torch.Tensor]) -> Timing:
         drawn: dict[TensorPlan, torch.Tensor] = {}
-        before, after = pair.before.call(drawn), pair.after.call(drawn)
+        before, after = pair.before.call(drawn, known), pair.after.call(drawn, known)
         return compare(before, after, self.target.device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -15,12 +15,12 @@ from rewriter import torch_ir
 _log = logging.getLogger("rewriter")
 
 _PAIRS = 7
-_TURNS = 12
+_TURNS = 6
 _SAMPLE_SECONDS = 1e-3
 _MOST_REPEATS = 200
 _BUDGET_SECONDS = 0.6
 # Beyond this ratio one pair of runs is proof enough.
-_CLEAR = 1.5
+FAR_BEHIND = 1.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,30 +54,25 @@ def compare(before: Callable[[], Any], after: Callable[[], Any], device: str) ->
                 best[side] = min(best[side], watch.seconds())
             spent = time.perf_counter() - start
             ratio = best[1] / best[0]
-            if spent > _BUDGET_SECONDS or (pair >= 1 and (ratio > _CLEAR or ratio < 1 / _CLEAR)):
+            if spent > _BUDGET_SECONDS or (pair >= 1 and (ratio > FAR_BEHIND or ratio < 1 / FAR_BEHIND)):
                 break
     return Timing(before=best[0] * 1e6, after=best[1] * 1e6)
 
 
-def in_turn(calls: Sequence[Callable[[], Any]], device: str) -> list[float]:
-    """Best seconds of each call; infinite for one that raises. Those far behind after one round are not run again."""
-    best = [float("inf")] * len(calls)
-    watches: list[Stopwatch | None] = []
+def best_of(make: Callable[[], Callable[[], Any]], device: str) -> float:
+    """Best seconds of the call that `make` gives; infinite where it or its making raises."""
+    best = float("inf")
     start = time.perf_counter()
-    with torch.no_grad(), torch_ir.plain_executor():
-        for call in calls:
-            try:
-                watches.append(stopwatch(call, device, repeat=False))
-            except (RuntimeError, NotImplementedError) as error:
-                _log.warning("a whole graph cannot be timed: %s", str(error).strip().splitlines()[-1:])
-                watches.append(None)
-        for turn in range(_TURNS):
-            leader = min(best)
-            for index, watch in enumerate(watches):
-                if watch is not None and not (turn and best[index] > _CLEAR * leader):
-                    best[index] = min(best[index], watch.seconds())
-            if turn >= 1 and time.perf_counter() - start > _BUDGET_SECONDS:
-                break
+    try:
+        with torch.no_grad(), torch_ir.plain_executor():
+            watch = stopwatch(make(), device, repeat=False)
+            for turn in range(_TURNS):
+                best = min(best, watch.seconds())
+                if turn and time.perf_counter() - start > _BUDGET_SECONDS:
+                    break
+    except (RuntimeError, NotImplementedError) as error:
+        _log.warning("a whole graph cannot be timed: %s", str(error).strip().splitlines()[-1:])
+        return float("inf")
     return best
 
 

@@ -2,55 +2,68 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from rewriter import torch_ir
 from rewriter.graph import prepare
 from rewriter.graph.engine import Rewritten
+from rewriter.graph.prepare import Prepared
 from rewriter.measure.cache import TimingCache
-from rewriter.measure.timing import Timing, in_turn
+from rewriter.measure.timing import FAR_BEHIND, Timing, best_of
+
+# What recipes make of a graph's weights, valid until they are asked for with other recipes.
+Derive: TypeAlias = Callable[[Sequence[Prepared]], Sequence[torch.Tensor]]
+_TURNS = 2
 
 
-def fastest(
-    candidates: Sequence[Rewritten],
-    weights: int,
-    arguments: Sequence[torch.Tensor],
-    device: str,
-    cache: TimingCache,
-) -> Rewritten:
-    """The candidate whose graph runs fastest; the last one is what the others are compared with.
+class Inputs:
+    """What candidates are called with: the inputs of the graph that they were made from, the last of them weights.
 
-    `arguments` are the graph's inputs, the last `weights` of them weights. A candidate that cannot run is left out.
+    `derive` may move the weights: one candidate at a time.
     """
-    shapes = [tuple(tensor.shape) for tensor in arguments]
+
+    def __init__(self, tensors: Sequence[torch.Tensor], weights: int, derive: Derive | None = None) -> None:
+        first = len(tensors) - weights
+        self.tensors, self._activations, self._weights = tensors, list(tensors[:first]), list(tensors[first:])
+        self._derive = derive or self._computed
+
+    def weights(self, candidate: Rewritten) -> list[torch.Tensor]:
+        """The weights, and after them those that the candidate derives."""
+        return [*self._weights, *self._derive(candidate.prepared)]
+
+    def given(self, candidate: Rewritten) -> list[torch.Tensor]:
+        """All inputs of the candidate's graph."""
+        return [*self._activations, *self.weights(candidate)]
+
+    def call(self, candidate: Rewritten) -> Callable[[], Any]:
+        """The candidate's graph as a function of nothing."""
+        given, function = self.given(candidate), torch_ir.function_from_graph(candidate.graph)
+        return lambda: function(*given)
+
+    def _computed(self, recipes: Sequence[Prepared]) -> list[torch.Tensor]:
+        known = list(self._weights)
+        for recipe in recipes:
+            known.append(prepare.run(recipe, known))
+        return known[len(self._weights) :]
+
+
+def fastest(candidates: Sequence[Rewritten], inputs: Inputs, device: str, cache: TimingCache) -> Rewritten:
+    """The candidate whose graph runs fastest. One that cannot run is left out."""
+    shapes = [tuple(tensor.shape) for tensor in inputs.tensors]
     keys = [hashlib.sha256(f"{shapes}{one.graph}".encode()).hexdigest()[:24] for one in candidates]
-    known = [cache.get(key) for key in keys]
-    if any(timing is None for timing in known):
-        calls = [call(candidate, weights, arguments) for candidate in candidates]
-        seconds = in_turn(calls, device)
-        known = [Timing(before=seconds[-1] * 1e6, after=each * 1e6) for each in seconds]
-        for key, timing in zip(keys, known, strict=True):
-            if timing is not None and timing.after < float("inf"):
-                cache.put(key, timing)
-    times = [timing.after for timing in known if timing is not None]
-    return candidates[times.index(min(times))]
-
-
-def inputs(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The arguments with the candidate's prepared weights after them."""
-    first = len(arguments) - weights
-    tensors = list(arguments[first:])
-    for recipe in candidate.prepared:
-        tensors.append(prepare.run(recipe, tensors))
-    return [*arguments[:first], *tensors]
-
-
-def call(candidate: Rewritten, weights: int, arguments: Sequence[torch.Tensor]) -> Callable[[], Any]:
-    """The candidate's graph as a function of nothing."""
-    given = inputs(candidate, weights, arguments)
-    function = torch_ir.function_from_graph(candidate.graph)
-    return lambda: function(*given)
+    best = {key: known.after for key in keys if (known := cache.get(key)) is not None}
+    unknown = {key: one for key, one in zip(keys, candidates, strict=True) if key not in best}
+    for turn in range(_TURNS):
+        leader = min(best.values(), default=float("inf"))
+        for key, one in unknown.items():
+            if not (turn and best[key] > FAR_BEHIND * leader):
+                best[key] = min(best.get(key, float("inf")), best_of(functools.partial(inputs.call, one), device) * 1e6)
+    for key in unknown:
+        if best[key] < float("inf"):
+            cache.put(key, Timing(before=best[key], after=best[key]))
+    return candidates[min(range(len(keys)), key=lambda index: best[keys[index]])]

@@ -187,7 +187,8 @@ def _pair(rule: Rule, site: Site, device: str) -> Pair:
     nodes = {origin: node for node in View(graph, len(weights)).nodes for origin in node.origins}
     after = [node for node in result.view.alive() if node.rule is not None and node.origins & done.origins]
     shared: dict[object, Any] = {}
-    return Pair(cut([nodes[origin] for origin in sorted(done.origins)], shared), cut(after, shared))
+    before = cut([nodes[origin] for origin in sorted(done.origins)], shared, len(weights))
+    return Pair(before, cut(after, shared, len(weights)))
 
 
 def _candidates(rule: Rule, function: Callable[[], Any]) -> dict[str, list[Choice]]:

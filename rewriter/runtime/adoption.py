@@ -73,11 +73,20 @@ class Adoptions:
 
     def release(self) -> None:
         """Gives each weight that still lies where it was moved to a contiguous storage of its own."""
-        for moved in self._moved.values():
-            weight = moved.weight()
-            if weight is not None and weight.data_ptr() == moved.pointer:
+        for key in list(self._moved):
+            self._release(key)
+
+    def give_back(self) -> None:
+        """Does so for the weights whose owner is gone."""
+        for key in [key for key, moved in self._moved.items() if moved.owner() is None]:
+            self._release(key)
+
+    def _release(self, key: int) -> None:
+        moved = self._moved.pop(key)
+        weight = moved.weight()
+        if weight is not None and weight.data_ptr() == moved.pointer:
+            with torch.inference_mode(False), torch.no_grad():
                 weight.data = weight.data.clone(memory_format=torch.contiguous_format)
-        self._moved.clear()
 
     def _may_move(self, owner: object, source: torch.Tensor, part: torch.Tensor) -> bool:
         if not isinstance(source, torch.nn.Parameter) or (source.shape, source.dtype) != (part.shape, part.dtype):

@@ -17,10 +17,12 @@ from rewriter.capture.recording import Invoke, NumbersBaked, Recording, number_t
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Flat
 from rewriter.errors import CaptureError, VerificationError
+from rewriter.ops import providers
+from rewriter.runtime.arrangement import Arrangement
 from rewriter.runtime.before import Before, clones
 from rewriter.runtime.calls import Call
 from rewriter.runtime.cuda_graphs import CudaGraphRunner
-from rewriter.runtime.prepared import PreparedStore, PreparedWeights
+from rewriter.runtime.prepared import PreparedStore
 from rewriter.runtime.program import Applied, Options, Program, applied, select
 from rewriter.runtime.proof import WrongTrace, check_program, check_trace, describe
 from rewriter.runtime.runner import FunctionRunner, Runner
@@ -31,6 +33,7 @@ from rewriter.runtime.verdicts import usable
 if TYPE_CHECKING:
     from rewriter.graph.conditions import Target
     from rewriter.language import RuleSet
+    from rewriter.measure.whole import Derive
 
 logger = logging.getLogger("rewriter")
 
@@ -97,6 +100,8 @@ def _build(
     verified = example.expected is not None
     with _timed(seconds, "load", name):
         target = rewrite_target([*example.flat.tensors, *call.weights])
+        if target.device == "cuda":
+            providers.begin()
         start.look_for(module, example.forward, snapshot, example.flat, example.live, example.expected, target)
         recording = start.recording(example.expected)
     traced = recording is None
@@ -116,30 +121,32 @@ def _build(
     with _timed(seconds, "load", name):
         done = start.applied(recording, rules, target, left_out, measured=options.measure)
     chosen = done is None
-    if done is None:
-        with _timed(seconds, "measure" if options.measure else "rewrite", name):
-            done = _rewrite(recording, rules, target, options, [*clones(activations), *weights])
     names = [snapshot.names[slot] for slot in recording.weights]
-    prepared = PreparedWeights(done.prepared, names, weights, store)
-    runner = _runner(done.graph, target.device)
-    trust = Trust(
-        example.signature,
-        example.live_numbers,
-        exact=done.specialised,
-        reads_shapes=recording.reads_shapes,
-        verify=options.verify,
-    )
-    program = Program(recording, done.summary, runner, prepared, trust, example.live, target)
-    program.messages = (*left_out, *done.messages)
-    program.losses = _losses(done, options)
-    if example.expected is not None:
-        with _timed(seconds, "verify", name):
-            found = check_program(program, example.flat.numbers, call.weights, example.before, example.expected)
-        if found.problem:
-            raise VerificationError(f"the rewritten graph does not reproduce eager: {found.problem}")
-        program.error = found.error
     # peft reads its own weights in ways that need them contiguous.
-    prepared.adopt(weights, untouched=snapshot.branched, unread=_unread(done, len(weights)))
+    with Arrangement(names, weights, store, untouched=snapshot.branched) as arrangement:
+        if done is None:
+            with _timed(seconds, "measure" if options.measure else "rewrite", name):
+                arguments = [*clones(activations), *weights]
+                done = _rewrite(recording, rules, target, options, arguments, arrangement.derive)
+        prepared = arrangement.settle(done.prepared)
+        trust = Trust(
+            example.signature,
+            example.live_numbers,
+            exact=done.specialised,
+            reads_shapes=recording.reads_shapes,
+            verify=options.verify,
+        )
+        runner = _runner(done.graph, target.device)
+        program = Program(recording, done.summary, runner, prepared, trust, example.live, target)
+        program.messages = (*left_out, *done.messages)
+        program.losses = _losses(done, options)
+        if example.expected is not None:
+            with _timed(seconds, "verify", name):
+                found = check_program(program, example.flat.numbers, call.weights, example.before, example.expected)
+            if found.problem:
+                raise VerificationError(f"the rewritten graph does not reproduce eager: {found.problem}")
+            program.error = found.error
+        prepared.stow(weights, _unread(done, len(weights)))
     if verified and (traced or chosen):
         with _timed(seconds, "keep", name):
             if traced:
@@ -190,14 +197,21 @@ def rewrite_target(tensors: Sequence[torch.Tensor]) -> Target:
 
 
 def _rewrite(
-    recording: Recording, rules: RuleSet, target: Target, options: Options, arguments: Sequence[torch.Tensor]
+    recording: Recording,
+    rules: RuleSet,
+    target: Target,
+    options: Options,
+    arguments: Sequence[torch.Tensor],
+    derive: Derive,
 ) -> Applied:
-    """`arguments`: inputs of the graph, to time it with."""
+    """`arguments`: inputs of the graph, to time it with; `derive`: see `measure.choose`."""
     count = len(recording.weights)
     if options.measure:
         from rewriter import measure
 
-        choice = measure.choose(recording.graph, rules, weights=count, target=target, arguments=arguments)
+        choice = measure.choose(
+            recording.graph, rules, weights=count, target=target, arguments=arguments, derive=derive
+        )
         return applied(choice.rewritten, [f"not measured, so not kept: {what}" for what in choice.unmeasurable])
     from rewriter.graph import engine
 
@@ -220,8 +234,6 @@ def _missing(target: Target) -> tuple[str, ...]:
     """Which kernels a GPU has to do without here, and why."""
     if target.device != "cuda":
         return ()
-    from rewriter.ops import providers
-
     return tuple(f"without the kernels of {name}: {reason}" for name, reason in providers.load().items())
 
 

@@ -51,6 +51,10 @@ class PreparedStore:
         """The storage for what `key` (recipe and names of its sources) stands for; empty when new."""
         return self._known.setdefault(key, PreparedTensor())
 
+    def known(self, recipes: Sequence[Prepared], names: Sequence[str]) -> list[PreparedTensor]:
+        """Those of what the recipes stand for that are there; whoever holds them keeps them."""
+        return [self._known[key] for key in _keys(recipes, names) if key in self._known]
+
     def tensors(self) -> list[torch.Tensor]:
         """All tensors held here and by the users of this, views of weights among them."""
         held = [item.tensor for item in self._known.values() if item.tensor is not None]
@@ -74,23 +78,28 @@ class PreparedStore:
 class PreparedWeights:
     """The derived weights of one capture. `weights` are the graph's weights, `names` identifies them.
 
-    A recipe's sources are positions in the list of weights followed by the recipes before it.
+    A recipe's sources are positions in the list of weights followed by the recipes before it. With `untouched`, the ids
+    of weights that stay where they are, the module's other weights move into what is derived from them, as soon as it
+    is there and whenever they are set anew.
     """
 
     def __init__(
-        self, recipes: Sequence[Prepared], names: Sequence[str], weights: Sequence[torch.Tensor], store: PreparedStore
+        self,
+        recipes: Sequence[Prepared],
+        names: Sequence[str],
+        weights: Sequence[torch.Tensor],
+        store: PreparedStore,
+        *,
+        untouched: Collection[int] | None = None,
     ) -> None:
         self._recipes = tuple(recipes)
         self._lock = threading.Lock()
-        keys: list[Any] = list(names)
-        for recipe in recipes:
-            keys.append((recipe.function, tuple(keys[source] for source in recipe.sources), recipe.options))
-        self._cells = [store.get(key) for key in keys[len(names) :]]
+        self._cells = [store.get(key) for key in _keys(recipes, names)]
         self._adoptions, self._stowing = store.adoptions, store.stowing
         self._unread: Collection[int] = ()
         store.join(self)
-        self._adopting = False
-        self._untouched: Collection[int] = ()
+        self._adopting = untouched is not None
+        self._untouched = untouched or ()
         self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})
         self._probes = Probes(())
@@ -107,19 +116,19 @@ class PreparedWeights:
         ):
             self._state = state
             self._compute(weights)
-        return [cell.tensor for cell in self._cells if cell.tensor is not None]
+        return self._tensors()
 
-    def adopt(
-        self, weights: Sequence[torch.Tensor], untouched: Collection[int] = (), unread: Collection[int] = ()
-    ) -> None:
-        """Moves the module's weights into what was prepared from them, now and whenever they are set anew.
-
-        `untouched`: ids of weights that stay where they are. `unread`: positions of weights and recipes that the graph
-        itself does not read; what rows in eight bits are made of is stowed where it is among these.
-        """
-        self._adopting, self._untouched = True, untouched
+    def stow(self, weights: Sequence[torch.Tensor], unread: Collection[int]) -> None:
+        """From now on, what rows in eight bits are made of waits in the host's memory where it is among `unread`: the
+        positions of weights and recipes that the graph itself does not read."""
         self._unread = unread
-        self._compute(weights)
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            self._stow([*weights, *self._tensors()])
+            self._stamps = self._look(weights)
+
+    def forget(self) -> None:
+        """Ends the use of this: what nobody else needs is freed."""
+        self._recipes, self._cells, self._probes = (), [], Probes(())
 
     def _compute(self, weights: Sequence[torch.Tensor]) -> None:
         if not self._recipes:
@@ -133,6 +142,9 @@ class PreparedWeights:
             self._stow(known)
             self._stamps = self._look(weights)
             self._probes = Probes([weights[source] for source in self._base] if self._state is None else ())
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [cell.tensor for cell in self._cells if cell.tensor is not None]
 
     def _stow(self, known: Sequence[torch.Tensor]) -> None:
         first = len(known) - len(self._cells)
@@ -158,8 +170,11 @@ class PreparedWeights:
 
         sources = [known[source] for source in recipe.sources]
         parts = None if cell.tensor is None else places(recipe, sources, cell.tensor)
-        if parts is not None and lies_in(sources, parts):
+        if parts is not None and cell.tensor is not None and lies_in(sources, parts):
             cell.shared = True
+            # A write to a source counts for the source alone, though the whole has changed too.
+            if not cell.tensor.is_inference():
+                torch.autograd.graph.increment_version(cell.tensor)
             return
         fresh = prepare.run(recipe, known)
         if any(fresh.untyped_storage().data_ptr() == s.untyped_storage().data_ptr() for s in sources):
@@ -175,3 +190,11 @@ class PreparedWeights:
 
     def _look(self, weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
         return [(weights[source].data_ptr(), weights[source]._version) for source in self._base]
+
+
+def _keys(recipes: Sequence[Prepared], names: Sequence[str]) -> list[Any]:
+    """What each recipe stands for: its function, options, and what its sources stand for."""
+    keys: list[Any] = list(names)
+    for recipe in recipes:
+        keys.append((recipe.function, tuple(keys[source] for source in recipe.sources), recipe.options))
+    return keys[len(names) :]

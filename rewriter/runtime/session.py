@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from rewriter.errors import RewriterError
+from rewriter.ops import providers
 from rewriter.runtime.component import Component
 from rewriter.runtime.fitness import refuse_unfit
 from rewriter.runtime.networks import component_of, find_networks, install, remove
@@ -53,6 +54,8 @@ def optimize(
     GPU that gains nothing by them; then nothing has changed.
     """
     networks = find_networks(target)
+    if any(weight.is_cuda for network in networks.values() for weight in network.parameters()):
+        providers.begin()
     from rewriter.language import load_rules
 
     options = Options(rules=load_rules(rules), verify=verify, strict=strict, measure=measure)

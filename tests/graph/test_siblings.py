@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from rewriter.graph import siblings
 from rewriter.graph.prepare import Prepared
 
 X = torch.randn(5, 4)
@@ -63,6 +64,20 @@ def test_those_with_and_without_bias_are_groups_of_their_own(bench: Any, traced:
     found = bench.check(graph, MERGE, X, *weights, weights=len(weights))
     assert found.fired == ["rule-0", "rule-0"]
     assert [len(recipe.sources) for recipe in found.result.prepared] == [3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("features", "groups"),
+    [([4, 4, 4, 4, 4], [2, 2]), ([9, 9, 9], []), ([2, 2, 2, 9], [3]), ([4, 3, 5, 3], [2, 2]), ([9, 3, 4], [2])],
+)
+def test_weights_are_merged_as_far_as_there_is_room(
+    bench: Any, traced: Any, monkeypatch: pytest.MonkeyPatch, features: list[int], groups: list[int]
+) -> None:
+    # Eight rows of four numbers; moving weights into one takes as much memory again.
+    monkeypatch.setattr(siblings, "_MOST_BYTES", 8 * 4 * 4)
+    graph, weights = traced(Siblings(features, [False] * len(features), only_theirs), X)
+    found = bench.check(graph, MERGE, X, *weights, weights=len(weights))
+    assert [len(recipe.sources) for recipe in found.result.prepared] == groups
 
 
 def test_one_without_a_partner_stays(bench: Any, traced: Any) -> None:

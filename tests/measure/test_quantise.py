@@ -39,7 +39,7 @@ def rules(pack: str) -> RuleSet:
 
 
 def timed(kinds: list[set[str]], microseconds: dict[str, float]) -> Callable[..., Timing]:
-    def time(_: Any, pair: Pair) -> Timing:
+    def time(_self: Any, pair: Pair, _known: Any) -> Timing:
         ops = [{node.kind() for node in region.graph.nodes()} for region in (pair.before, pair.after)]
         kinds.extend(ops)
         cost = [sum(microseconds.get(op, 0.0) for op in each) for each in ops]

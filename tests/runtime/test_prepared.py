@@ -105,8 +105,7 @@ ORDERED = Prepared(function="channels_last", sources=(0,), options=())
 def test_adopted_weights_follow_every_change_and_cost_nothing(change: str) -> None:
     weights, store = sources(), PreparedStore()
     values = [weight.detach().clone() for weight in weights]
-    prepared = PreparedWeights((CONCAT,), NAMES, weights, store)
-    prepared.adopt(weights)
+    prepared = PreparedWeights((CONCAT,), NAMES, weights, store, untouched=())
     assert store.bytes() == 0
     assert [torch.equal(weight, value) for weight, value in zip(weights, values, strict=True)] == [True, True]
     pointer = prepared.refresh(weights)[0].data_ptr()
@@ -117,11 +116,20 @@ def test_adopted_weights_follow_every_change_and_cost_nothing(change: str) -> No
     assert store.bytes() == 0
 
 
+def test_a_write_to_an_adopted_weight_counts_for_the_whole() -> None:
+    # What is computed once in a loop, such as the text's keys, looks at the version of the whole alone.
+    weights = sources()
+    prepared = PreparedWeights((CONCAT,), NAMES, weights, PreparedStore(), untouched=())
+    before = prepared.refresh(weights)[0]._version
+    with torch.no_grad():
+        weights[1].mul_(2)
+    assert prepared.refresh(weights)[0]._version != before
+
+
 def test_adopted_convolutions_keep_their_shape_and_are_given_back_contiguous() -> None:
     weight, store = torch.nn.Parameter(torch.randn(4, 3, 3, 3)), PreparedStore()
     value = weight.detach().clone()
-    prepared = PreparedWeights((ORDERED,), ("w",), [weight], store)
-    prepared.adopt([weight])
+    prepared = PreparedWeights((ORDERED,), ("w",), [weight], store, untouched=())
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(weight, value)
     weight.data.mul_(2)
@@ -135,11 +143,9 @@ def test_adopted_convolutions_keep_their_shape_and_are_given_back_contiguous() -
 
 def test_a_weight_lies_in_one_place_only() -> None:
     weights, store = sources(), PreparedStore()
-    first = PreparedWeights((CONCAT,), NAMES, weights, store)
-    first.adopt(weights)
+    first = PreparedWeights((CONCAT,), NAMES, weights, store, untouched=())
     turned = Prepared(function="concat", sources=(1, 0), options=(("dim", 0),))
-    second = PreparedWeights((turned,), NAMES, weights, store)
-    second.adopt(weights)
+    second = PreparedWeights((turned,), NAMES, weights, store, untouched=())
     assert store.bytes() == 96 * 3 * 4
     weights[0].data.add_(1)
     assert torch.equal(first.refresh(weights)[0], torch.cat(weights))
@@ -150,8 +156,7 @@ def test_a_buffer_and_a_view_of_something_larger_stay_where_they_are() -> None:
     whole = torch.randn(128, 3)
     weights = [torch.nn.Parameter(whole[:64]), torch.nn.Parameter(torch.randn(32, 3))]
     store = PreparedStore()
-    prepared = PreparedWeights((CONCAT,), NAMES, weights, store)
-    prepared.adopt(weights)
+    prepared = PreparedWeights((CONCAT,), NAMES, weights, store, untouched=())
     assert weights[0].data_ptr() == whole.data_ptr()
     assert store.bytes() == 96 * 3 * 4
     whole.add_(1)

@@ -57,7 +57,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     for module in (engine, choice, regions):
         count(module, "rewrite", "rewrites")
     count(regions, "compare", "timings")
-    count(whole, "in_turn", "timings")
+    count(whole, "best_of", "timings")
     return counts
 
 
@@ -438,7 +438,7 @@ def count(owner, name, what):
     setattr(owner, name, counted)
 count(torch_ir, "record", "traces")
 count(regions, "compare", "timings")
-count(whole, "in_turn", "timings")
+count(whole, "best_of", "timings")
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 torch.manual_seed(0)
