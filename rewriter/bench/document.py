@@ -78,6 +78,11 @@ def write_json(folder: pathlib.Path, name: str, document: Mapping[str, Any]) -> 
 
 
 def _version(package: str) -> str:
+    if package == "rewriter":
+        # It runs from a checkout too.
+        from rewriter import __version__
+
+        return __version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

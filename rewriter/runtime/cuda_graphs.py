@@ -83,9 +83,10 @@ class CudaGraphRunner:
         return sorted({reason for reason in found if reason})
 
     def __call__(self, activations: Tensors, weights: Tensors, state: int | None = None) -> tuple[torch.Tensor, ...]:
-        if self._refused or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        if self._refused or _LAUNCHING or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return self._plain(activations, weights)
-        with _one_at_a_time(activations):
+        # What is recorded is kept, and tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad(), _one_at_a_time(activations):
             return self._run(activations, weights, state)
 
     def _run(self, activations: Tensors, weights: Tensors, state: int | None) -> tuple[torch.Tensor, ...]:
@@ -104,6 +105,7 @@ class CudaGraphRunner:
             self._entries.popitem(last=False)
         if entry.replay is None and entry.refused is None and entry.calls >= _CALLS_BEFORE:
             self._with_room(entry, lambda: self._try(entry, activations, weights, state))
+            _give_cache_back()
         if entry.replay is not None:
             return entry.replay(activations, weights, state)
         entry.calls += 1
@@ -153,6 +155,19 @@ class CudaGraphRunner:
         entry.replay = replay
 
 
+_LAUNCHING: list[None] = []
+
+
+@contextlib.contextmanager
+def launching() -> Iterator[None]:
+    """Calls inside launch their kernels one by one, so that a profiler sees which op each belongs to."""
+    _LAUNCHING.append(None)
+    try:
+        yield
+    finally:
+        _LAUNCHING.pop()
+
+
 _PLAYING = threading.RLock()
 # The last replay on each device, which the next one has to wait for: they share memory.
 _LAST: dict[int, torch.cuda.Event] = {}
@@ -177,6 +192,12 @@ def _one_at_a_time(tensors: Tensors) -> Iterator[None]:
 def _is_out_of_memory(error: Exception) -> bool:
     """Also where the interpreter of graphs has made another error of it."""
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+
+
+def _give_cache_back() -> None:
+    """What eager calls needed for their results is not needed while replaying: those have a pool of their own."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _give_memory_back() -> None:

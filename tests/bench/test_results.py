@@ -6,7 +6,7 @@ import math
 import pathlib
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from rewriter.bench.ablation import Worth, worth_rows
 from rewriter.bench.ceilings import Ceilings, ceilings
 from rewriter.bench.document import plain
 from rewriter.bench.plot import Bar, bars
-from rewriter.bench.profile import kind_of, profiled
+from rewriter.bench.profile import _outermost, kind_of, profiled
 from rewriter.bench.runs import Result
 from rewriter.bench.tables import aligned, markdown, mode_rows
 from rewriter.bench.timing import Memory, Times
@@ -85,6 +85,15 @@ def test_bars_are_as_long_as_their_values() -> None:
     long, short = count[150, 170, 200], count[46, 125, 90]
     assert long / short == pytest.approx(2, rel=0.1)
     assert picture.height > bars("title", found).height
+
+
+def test_kernels_count_for_the_op_of_the_graph() -> None:
+    def event(name: str, parent: object = None) -> SimpleNamespace:
+        return SimpleNamespace(name=name, cpu_parent=parent)
+
+    linear = event("rewriter::linear_act", event("forward", event("cudaGraphLaunch")))
+    assert _outermost(event("cudaLaunchKernel", event("aten::addmm", event("aten::linear", linear)))) == linear.name
+    assert _outermost(event("cudaLaunchKernel")) == "cudaLaunchKernel"
 
 
 def test_ceilings_and_profile() -> None:

@@ -10,7 +10,7 @@ import torch
 from rewriter import torch_ir
 from rewriter.graph.conditions import Target
 from rewriter.runtime import building
-from rewriter.runtime.cuda_graphs import CudaGraphRunner
+from rewriter.runtime.cuda_graphs import CudaGraphRunner, launching
 
 TEXT = """
 graph(%x : Tensor, %text : Tensor, %scale : Tensor, %w : Tensor):
@@ -61,6 +61,29 @@ def expected(x: torch.Tensor, text: torch.Tensor, scale: float, w: torch.Tensor)
     return x * scale + text @ w.T
 
 
+def test_what_is_recorded_in_inference_mode_serves_outside_of_it(runner: CudaGraphRunner) -> None:
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    for mode in (True, True, True, True, False, False, True):
+        x = torch.randn(3, 4)
+        with torch.inference_mode(mode):
+            result = runner([x, text, number(0.5)], [w])[0]
+        torch.testing.assert_close(result, expected(x, text, 0.5, w))
+    assert (runner.replays, runner.reasons) == (1, [])
+
+
+def test_a_profiler_can_have_the_kernels_launched(runner: CudaGraphRunner, recorder: Recorder) -> None:
+    x, text, w = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4, 4)
+    for _ in range(4):
+        runner([x, text, number(0.5)], [w])
+    plays = recorder.plays
+    with launching():
+        result = runner([x, text, number(0.5)], [w])[0]
+    torch.testing.assert_close(result, expected(x, text, 0.5, w))
+    assert recorder.plays == plays
+    runner([x, text, number(0.5)], [w])
+    assert recorder.plays == plays + 1
+
+
 def test_steps_of_a_loop_are_replayed_from_the_third_on(runner: CudaGraphRunner, recorder: Recorder):
     text, w = torch.randn(3, 4), torch.randn(4, 4)
     results = []
@@ -109,6 +132,15 @@ def test_a_write_that_leaves_no_trace_is_seen_by_the_state(runner: CudaGraphRunn
             w.data.add_(1)
         x = torch.randn(3, 4)
         torch.testing.assert_close(runner([x, text, number(0.5)], [w], state)[0], expected(x, text, 0.5, w))
+
+
+def test_a_recording_made_in_inference_mode_serves_outside_of_it(runner: CudaGraphRunner, recorder: Recorder):
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    for inference in (True, True, True, True, False, True, False):
+        x = torch.randn(3, 4)
+        with torch.inference_mode(inference), torch.no_grad():
+            torch.testing.assert_close(runner([x, text, number(0.5)], [w])[0], expected(x, text, 0.5, w))
+    assert (recorder.recordings, runner.replays) == (1, 1)
 
 
 def test_a_number_that_changes_takes_effect(runner: CudaGraphRunner, recorder: Recorder):
