@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewriter.errors import CaptureError, RewriterError, RuleError, UnsupportedTorch, VerificationError
     from rewriter.language import RuleSet, load_rules
-    from rewriter.runtime.component import RewriterWarning
     from rewriter.runtime.explanation import Explanation, explain
+    from rewriter.runtime.journal import RewriterWarning
     from rewriter.runtime.report import ComponentReport, Report, report
     from rewriter.runtime.session import optimize, restore
     from rewriter.runtime.warmup import warmup
@@ -38,7 +38,7 @@ _HOMES = {
     "CaptureError": "rewriter.errors",
     "VerificationError": "rewriter.errors",
     "UnsupportedTorch": "rewriter.errors",
-    "RewriterWarning": "rewriter.runtime.component",
+    "RewriterWarning": "rewriter.runtime.journal",
 }
 
 __all__ = [

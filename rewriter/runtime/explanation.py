@@ -77,7 +77,7 @@ def explain(target: object, rule: str | None = None) -> Explanation:
             raise RewriterError(f"the target is not optimised with a rule {rule!r}; its rules: {rules}")
     explained = {name: _explain(name, component, rule) for name, component in components.items() if component.programs}
     if not explained:
-        reasons = "; ".join(f"{name}: {component.reason or 'not called yet'}" for name, component in components.items())
+        reasons = "; ".join(f"{name}: {each.journal.reason or 'not called yet'}" for name, each in components.items())
         raise RewriterError(f"there is no captured graph to explain; call the target first ({reasons})")
     return Explanation(rule=rule, components=explained)
 

@@ -14,9 +14,13 @@ _MOST_FAILURES = 64
 
 
 class Library:
-    """Programs by key, the least recently used first. Several programs of one key hold for different extents."""
+    """Programs by key, the least recently used first. Several programs of one key hold for different extents.
+
+    latest: the program added last, or None where it has been dropped.
+    """
 
     def __init__(self) -> None:
+        self.latest: Program | None = None
         self._programs: OrderedDict[Key, list[Program]] = OrderedDict()
         self._failures: OrderedDict[tuple[Any, ...], str] = OrderedDict()
 
@@ -44,9 +48,12 @@ class Library:
         self._programs.move_to_end(call.key)
         while sum(map(len, self._programs.values())) > _MOST_PROGRAMS:
             self.drop(next(iter(self._programs.values()))[0])
+        self.latest = program
 
     def drop(self, program: Program) -> None:
         """Forgets a program."""
+        if self.latest is program:
+            self.latest = None
         for key, group in list(self._programs.items()):
             if program in group:
                 group.remove(program)
@@ -68,3 +75,4 @@ class Library:
         """Forgets everything."""
         self._programs.clear()
         self._failures.clear()
+        self.latest = None

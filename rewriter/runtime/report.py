@@ -6,12 +6,13 @@ import dataclasses
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from rewriter.runtime.component import Component
-from rewriter.runtime.networks import compiled, find_networks
+from rewriter.runtime.networks import compiled, component_of, find_networks
 from rewriter.runtime.report_html import page
 from rewriter.runtime.report_text import table, wrapped
 from rewriter.runtime.session import components_of
@@ -146,14 +147,42 @@ def report(target: object) -> Report:
         target=type(target).__name__,
         rules=len(rules),
         components={
-            name: _component_report(name, component, networks.get(name)) for name, component in components.items()
+            **{name: _component_report(name, component, networks.get(name)) for name, component in components.items()},
+            **{name: _stranger(name, module) for name, module in networks.items() if _is_stranger(module, components)},
         },
+    )
+
+
+def _is_stranger(module: torch.nn.Module, components: Mapping[str, Component]) -> bool:
+    """Whether the target has got this network since it was optimised."""
+    known = any(component.module is module for component in components.values())
+    return not known and compiled(module) is None and component_of(module) is None
+
+
+def _stranger(name: str, module: torch.nn.Module) -> ComponentReport:
+    reason = "it came here after rewriter.optimize; call rewriter.optimize once more"
+    return ComponentReport(
+        name=name,
+        module=type(module).__name__,
+        status="eager",
+        reason=reason,
+        matches={},
+        refusals=[],
+        nodes_before=0,
+        nodes_after=0,
+        error=None,
+        seconds={},
+        memory=0,
+        captures=0,
+        calls=0,
+        eager_calls=0,
+        messages=[],
     )
 
 
 def _component_report(name: str, component: Component, present: torch.nn.Module | None) -> ComponentReport:
     """`present`: the network of that name now, which may be a wrapper around the one that was optimised."""
-    programs = component.programs
+    programs, journal = component.programs, component.journal
     latest = component.latest or (programs[-1] if programs else None)
     done = latest.rewritten if latest is not None else None
     rewrites = done.rewrites if done is not None else ()
@@ -161,7 +190,7 @@ def _component_report(name: str, component: Component, present: torch.nn.Module 
     errors = [program.error for program in programs if program.error is not None]
     module = component.module
     bypassed = next((reason for each in (present, module) if each is not None and (reason := compiled(each))), None)
-    reason = bypassed or component.reason
+    reason = bypassed or journal.reason
     status: Status = "eager" if reason else "optimised" if programs else "pending"
     return ComponentReport(
         name=name,
@@ -175,8 +204,8 @@ def _component_report(name: str, component: Component, present: torch.nn.Module 
         error=max(errors) if errors else None,
         seconds=dict(latest.seconds) if latest is not None else {},
         memory=component.memory(),
-        captures=component.captures,
-        calls=component.calls,
-        eager_calls=component.eager_calls,
-        messages=[*component.messages, *(latest.messages if latest is not None else ())],
+        captures=journal.captures,
+        calls=journal.calls,
+        eager_calls=journal.eager_calls,
+        messages=[*journal.messages, *(latest.messages if latest is not None else ())],
     )

@@ -45,7 +45,7 @@ def test_a_hundred_sizes_take_one_trace_and_no_memory(kind: str) -> None:
     for _ in range(90):
         call()
     assert all(now <= then for now, then in zip(held(), before, strict=True))
-    assert (component.captures, len(component.programs)) == (1, 1)
+    assert (component.journal.captures, len(component.programs)) == (1, 1)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pipelines import CASES, PROMPT
+from tiny_cases import PROMPT
+from tiny_pipelines import CASES
 from twins import draw, picture_error
 
 import rewriter

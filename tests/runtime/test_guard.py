@@ -137,7 +137,7 @@ def test_without_a_guilty_rule_the_call_runs_eagerly_from_then_on(rules: Any, mo
     twin = copy.deepcopy(module)
     rewriter.optimize(module, rules=rules, measure=False)
     module(small())
-    monkeypatch.setattr("rewriter.runtime.component.guilty_rule", lambda *_: None)
+    monkeypatch.setattr("rewriter.runtime.judging.guilty_rule", lambda *_: None)
     with pytest.warns(rewriter.RewriterWarning, match="no rule alone is to blame"):
         assert torch.equal(module(large()), twin(large()))
     assert torch.equal(module(large()), twin(large()))
@@ -175,7 +175,7 @@ def test_integer_and_empty_results_pass(optimized: Any) -> None:
     for _ in range(3):
         module(small())
     (component,) = components_of(module).values()
-    assert (component.calls, component.eager_calls) == (3, 1)
+    assert (component.journal.calls, component.journal.eager_calls) == (3, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -86,12 +86,12 @@ def component(unet: Any) -> Any:
 def places(unet: Any) -> list[int]:
     """Where all lies that graphs read beside their inputs: what a CUDA graph is bound to."""
     own = component(unet)
-    weights = own._effective._weights
+    weights = own._merging.effective._weights
     prepared = [
         tensor
         for program in own.programs
         for tensor in program._prepared.refresh(
-            [weights[slot] for slot in program.recording.weights], own._effective._stamp
+            [weights[slot] for slot in program.recording.weights], own._merging.effective._stamp
         )
     ]
     return [tensor.data_ptr() for tensor in (*weights, *prepared)]
@@ -133,7 +133,7 @@ def test_each_step_equals_eager_without_another_trace(
     before = places(unet)
     # Otherwise the test would show nothing.
     assert follow(unet, twin, steps, inputs()) >= 6
-    assert component(unet).captures == 1
+    assert component(unet).journal.captures == 1
     assert places(unet) == before
     assert component(unet).memory() == 0
     assert same_weights(unet, twin)
@@ -145,11 +145,11 @@ def test_rewritten_graphs_with_prepared_weights_follow(unet: Any, inputs: Any) -
     unet(**inputs())
     unet(**inputs())
     before = places(unet)
-    assert len(before) > len(component(unet)._effective._weights)
+    assert len(before) > len(component(unet)._merging.effective._weights)
     assert follow(unet, twin, LORA, inputs()) >= 6
-    assert component(unet).captures == 1
+    assert component(unet).journal.captures == 1
     assert places(unet) == before
-    assert component(unet)._effective.bytes() == 0
+    assert component(unet)._merging.effective.bytes() == 0
     assert same_weights(unet, twin)
 
 
@@ -165,7 +165,7 @@ def test_what_is_captured_with_adapters_serves_without(unet: Any, inputs: Any) -
         lambda unet: unet.fuse_lora(),
     )
     assert follow(unet, twin, steps, inputs()) >= 3
-    assert component(unet).captures == 1
+    assert component(unet).journal.captures == 1
     rewriter.restore(unet)
     twin.unfuse_lora()
     unet.unfuse_lora()
@@ -192,7 +192,7 @@ def test_a_scale_given_with_the_call_takes_effect_and_leaves_the_adapter_as_it_w
         assert relative(actual, twin(**inputs(cross_attention_kwargs={"scale": scale})).sample) <= 1e-5
         assert given == {"scale": scale}
         assert relative(unet(**inputs()).sample, twin(**inputs()).sample) <= 1e-5
-    assert component(unet).captures == 1
+    assert component(unet).journal.captures == 1
     scalings = [module.scaling for module in unet.modules() if hasattr(module, "scaling")]
     assert scalings
     assert all(type(value) is float for scaling in scalings for value in scaling.values())
@@ -263,7 +263,7 @@ def test_kinds_of_adapters(name: str, optimized: Any, unet: Any, inputs: Any) ->
     optimized(unet)
     unet(**inputs())
     assert follow(unet, twin, (KINDS[name].add,), inputs()) == 1
-    assert component(unet).captures == KINDS[name].captures
+    assert component(unet).journal.captures == KINDS[name].captures
 
 
 def test_what_a_weight_cannot_stand_for_becomes_part_of_the_graph(
@@ -286,10 +286,10 @@ def test_what_a_weight_cannot_stand_for_becomes_part_of_the_graph(
     for _ in range(3):
         assert relative(unet(**inputs()).sample, twin(**inputs()).sample) <= 1e-5
     own = component(unet)
-    assert own.captures == 2
-    assert own.reason is None
-    assert any("become part of the graph" in message for message in own.messages)
-    assert own._effective.bytes() == 0
+    assert own.journal.captures == 2
+    assert own.journal.reason is None
+    assert any("become part of the graph" in message for message in own.journal.messages)
+    assert own._merging.effective.bytes() == 0
 
 
 def test_adapters_that_are_off_while_fused_are_taken_out_by_the_first_call(
@@ -305,7 +305,7 @@ def test_adapters_that_are_off_while_fused_are_taken_out_by_the_first_call(
     for _ in range(3):
         assert relative(unet(**inputs()).sample, twin(**inputs()).sample) <= 1e-5
     assert same_weights(unet, twin)
-    assert component(unet).captures == 1
+    assert component(unet).journal.captures == 1
 
 
 def test_trained_adapters_run_eagerly(optimized: Any, unet: Any, inputs: Any) -> None:
@@ -332,8 +332,8 @@ def test_in_half_precision_the_error_is_that_of_rounding(
     optimized(unet)
     for _ in range(2):
         actual = unet(**halves).sample
-    assert component(unet).captures == 1
-    assert component(unet)._effective.bytes() > 0
+    assert component(unet).journal.captures == 1
+    assert component(unet)._merging.effective.bytes() > 0
     # The weights are rounded once more.
     assert relative(actual, exact.sample) <= 2 * relative(eager, exact.sample)
 

@@ -150,7 +150,7 @@ def test_lora_files_take_effect_on_the_next_call_without_another_trace(
     twins = Twins(name, RuleSet(rules=()) if rules == "none" else rules)
     bare = twins.call()
     twins.call()
-    used = {part: component for part, component in twins.components().items() if component.calls}
+    used = {part: component for part, component in twins.components().items() if component.journal.calls}
     assert len(used) >= 2
     held = {part: component.memory() for part, component in used.items()}
     effects = 0
@@ -162,8 +162,8 @@ def test_lora_files_take_effect_on_the_next_call_without_another_trace(
         effects += not torch.allclose(picture, bare, rtol=1e-2, atol=1e-2)
     assert effects >= len(steps) // 2
     for part, component in used.items():
-        assert component.captures == 1, part
-        assert component.reason is None
+        assert component.journal.captures == 1, part
+        assert component.journal.reason is None
         assert component.memory() == held[part]
     torch.testing.assert_close(twins.call(), bare, rtol=1e-2, atol=1e-2)
 
@@ -186,7 +186,7 @@ def test_a_hot_swapped_adapter_takes_effect(tmp_path: Path) -> None:
         assert twins.worst <= 1e-5
     assert not torch.allclose(pictures[0], pictures[1], rtol=1e-2)
     torch.testing.assert_close(pictures[0], pictures[2], rtol=1e-3, atol=1e-3)
-    assert twins.components()["transformer"].captures == 1
+    assert twins.components()["transformer"].journal.captures == 1
 
 
 def test_nothing_of_an_unloaded_lora_stays(tmp_path: Path) -> None:

@@ -352,3 +352,18 @@ def test_a_forward_that_outlives_its_module_says_so(optimized: Any) -> None:
     del module
     with pytest.raises(rewriter.RewriterError, match="keep a reference to the module itself"):
         forward(torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["the old one is kept", "the old one is gone"])
+def test_a_network_put_into_an_optimised_pipeline_is_reported_as_eager(
+    pipeline: Any, make_unet: Any, optimized: Any, held: bool
+) -> None:
+    optimized(pipeline)
+    kept = pipeline.unet if held else None
+    pipeline.unet = make_unet()
+    part = rewriter.report(pipeline).components["unet"]
+    assert (part.status, part.captures) == ("eager", 0)
+    assert "call rewriter.optimize once more" in str(part.reason)
+    optimized(pipeline)
+    assert rewriter.report(pipeline).components["unet"].status == "pending"
+    del kept

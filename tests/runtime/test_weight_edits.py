@@ -105,7 +105,7 @@ def test_an_edit_is_seen_by_the_next_call(edit: str, pair: tuple[Any, Any], inpu
         assert not torch.allclose(expected, before, rtol=1e-3)
         actual = unet(**inputs()).sample
         assert float((actual - expected).norm() / expected.norm()) <= 1e-5
-    assert unet.forward.captures == 1
+    assert unet.forward.journal.captures == 1
     for mine, its in zip(unet.state_dict().values(), twin.state_dict().values(), strict=True):
         assert torch.equal(mine, its)
 
@@ -116,9 +116,9 @@ def test_who_holds_a_state_dict_never_sees_adapters_in_it(optimized: Any, unet: 
     held = unet.state_dict()
     before = {name: weight.clone() for name, weight in held.items()}
     adapt(unet)
-    assert unet.forward._effective.bytes() == 0
+    assert unet.forward._merging.effective.bytes() == 0
     unet(**inputs())
-    assert unet.forward._effective.bytes() > 0
+    assert unet.forward._merging.effective.bytes() > 0
     assert all(torch.equal(held[name], before[name]) for name in held)
     unet.unload_lora()
     unet(**inputs())
@@ -163,7 +163,7 @@ def test_a_copy_and_a_restored_module_have_their_own_weights(optimized: Any, une
     adapt(unet)
     unet(**inputs())
     unet(**inputs())
-    assert unet.forward._effective.bytes() > 0
+    assert unet.forward._merging.effective.bytes() > 0
     twin = copy.deepcopy(unet)
     expected = twin(**inputs()).sample
     torch.testing.assert_close(unet(**inputs()).sample, expected, rtol=1e-5, atol=1e-6)
@@ -193,10 +193,10 @@ def test_without_memory_for_adapters_the_call_runs_eagerly(
 
     monkeypatch.setattr(adapters, "merged", failing)
     assert torch.equal(unet(**inputs()).sample, twin(**inputs()).sample)
-    assert "no memory left" in unet.forward.reason
-    assert unet.forward._effective.bytes() == 0
+    assert "no memory left" in unet.forward.journal.reason
+    assert unet.forward._merging.effective.bytes() == 0
     torch.testing.assert_close(unet(**inputs()).sample, twin(**inputs()).sample, rtol=1e-5, atol=1e-6)
-    assert unet.forward.reason is None
+    assert unet.forward.journal.reason is None
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (64, 3), (5, 40, 3, 3)])
