@@ -37,6 +37,7 @@ class _Entry:
     """What is known of one set of extents."""
 
     calls: int = 0
+    waited: bool = False
     replay: Replay | None = None
     refused: str | None = None
     watched: Watched = dataclasses.field(default_factory=Watched)
@@ -103,7 +104,12 @@ class CudaGraphRunner:
         self._entries.move_to_end(key)
         while len(self._entries) > _MOST_GRAPHS:
             self._entries.popitem(last=False)
-        if entry.replay is None and entry.refused is None and entry.calls >= _CALLS_BEFORE:
+        if (
+            entry.replay is None
+            and entry.refused is None
+            and entry.calls >= _CALLS_BEFORE
+            and self._ready(entry, activations)
+        ):
             self._with_room(entry, lambda: self._try(entry, activations, weights, state))
             _give_cache_back()
         if entry.replay is not None:
@@ -112,6 +118,15 @@ class CudaGraphRunner:
         entry.watched.look(activations)
         with self._tuned() if entry.calls == 1 else contextlib.nullcontext():
             return self._with_room(entry, lambda: self._plain(activations, weights))
+
+    @staticmethod
+    def _ready(entry: _Entry, activations: Tensors) -> bool:
+        """Whether inputs that stay the same can be told by now: the call before may have been one that is compared with
+        eager, on copies. One more call shows."""
+        if entry.waited or any(entry.watched.unchanged(activations)[1:]):
+            return True
+        entry.waited = True
+        return False
 
     def _with_room(self, entry: _Entry, call: Callable[[], Result]) -> Result:
         """The call; where memory runs out, once more without the recordings of all other extents."""

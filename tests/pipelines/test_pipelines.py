@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from features import FEATURES, TOGETHER, Feature, requests
+from table import README, head, legend, row
 from tiny_pipelines import CASES
 from twins import compared, draw, picture_error
 
@@ -34,20 +35,36 @@ def test_a_pipeline_draws_the_same_with_every_feature(name: str) -> None:
     pipe = case.build()
     twin = copy.deepcopy(pipe)
     rewriter.optimize(pipe, measure=False)
-    wrong = [problem for request in requests(pipe) for problem in problems(request, pipe, twin, case.call)]
+    refused: set[str] = set()
+    asked = requests(pipe)
+    wrong = [problem for request in asked for problem in problems(request, pipe, twin, case.call, refused)]
     assert not wrong
     eager = {part.name: part.reason for part in rewriter.report(pipe).components.values() if part.status == "eager"}
     expected = EAGER.get(name, {})
     assert eager.keys() == expected.keys()
     assert all(str(eager[part]).startswith(reason) for part, reason in expected.items())
+    names = {name for request in asked for name in request.name.split(" + ")}
+    expected_row = row(name, names, refused, expected)
+    assert expected_row in README.read_text(encoding="utf-8").splitlines(), f"{README}: not there: {expected_row}"
+
+
+def test_the_table_has_a_row_for_each_pipeline_and_no_other() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert head() in text
+    assert legend() in " ".join(text.split())
+    rows = text.partition(head())[2].strip().partition("\n\n")[0].splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in rows] == list(CASES)
 
 
 def test_every_feature_is_asked_for() -> None:
     assert sorted(name for names in TOGETHER for name in names) == sorted(feature.name for feature in FEATURES)
 
 
-def problems(feature: Feature, pipe: Any, twin: Any, plain: Any) -> list[str]:
-    """What differs from eager when the pipeline is called with these features, twice."""
+def problems(feature: Feature, pipe: Any, twin: Any, plain: Any, refused: set[str]) -> list[str]:
+    """What differs from eager when the pipeline is called with these features, twice.
+
+    `refused` gets the features that eager raises at.
+    """
     call = feature.call(twin, dict(plain))
     with feature.around(pipe), feature.around(twin):
         try:
@@ -56,6 +73,7 @@ def problems(feature: Feature, pipe: Any, twin: Any, plain: Any) -> list[str]:
             # What this release of diffusers cannot do, it cannot do optimised either, and says the same.
             with pytest.raises(type(error)) as caught:
                 draw(pipe, **call)
+            refused.update(feature.name.split(" + "))
             return [] if str(caught.value) == str(error) else [f"{feature.name}: {caught.value}"]
         pictures = [draw(pipe, **call)]
         with compared(pipe, twin) as errors:

@@ -84,6 +84,19 @@ def test_a_profiler_can_have_the_kernels_launched(runner: CudaGraphRunner, recor
     assert recorder.plays == plays + 1
 
 
+def test_a_call_on_copies_does_not_hide_what_stays_the_same(runner: CudaGraphRunner, recorder: Recorder) -> None:
+    # As when a call is compared with eager before the same size comes again.
+    text, w = torch.randn(3, 4), torch.randn(4, 4)
+    for copied in (True, True, False, False, False):
+        given = text.clone() if copied else text
+        x = torch.randn(3, 4)
+        torch.testing.assert_close(runner([x, given, number(0.5)], [w])[0], expected(x, text, 0.5, w))
+    (entry,) = runner._entries.values()
+    assert recorder.recordings == 1
+    assert entry.replay is not None
+    assert entry.replay.hoisted == 1
+
+
 def test_steps_of_a_loop_are_replayed_from_the_third_on(runner: CudaGraphRunner, recorder: Recorder):
     text, w = torch.randn(3, 4), torch.randn(4, 4)
     results = []
