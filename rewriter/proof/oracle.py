@@ -19,6 +19,7 @@ from rewriter.proof import inside
 from rewriter.proof.fences import restore, snapshot
 from rewriter.proof.layouts import own
 from rewriter.proof.losses import coarsened
+from rewriter.proof.precise import Precise
 from rewriter.proof.program import PatternModule, flat, run_step
 from rewriter.proof.tolerance import ROUNDOFF, STEP
 
@@ -110,7 +111,7 @@ def _ops(rule: Rule) -> set[str]:
 
 def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) -> Exact:
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), references(module.rule):
+    with torch.no_grad(), references(module.rule), Precise():
         names = _run(module, plain, wide, None)
         outputs = [_wide(output, torch.float64) for output in _outputs(module.rule, names)]
         noise = [torch.zeros_like(output) for output in outputs]

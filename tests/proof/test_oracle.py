@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import mpmath
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from rewriter.language import Rule, load_rules
 from rewriter.proof import oracle
 from rewriter.proof.comparison import Difference, Output, compared
 from rewriter.proof.mutants import mutants
+from rewriter.proof.precise import Precise
 from rewriter.proof.program import PatternModule
 from rewriter.proof.sample import draw
 from rewriter.proof.tolerance import Verdict
@@ -34,6 +36,24 @@ def test_the_oracle_is_wide_where_the_pattern_names_narrow_dtypes() -> None:
         x, weight, eps = (plain.names[name] for name in ("x", "weight", "eps"))
         wide = x.double() * (x.double().square().mean(-1, keepdim=True) + eps).rsqrt() * weight.double()
         torch.testing.assert_close(exact.outputs[0], wide, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_the_oracle_knows_gelu_far_below_zero(approximate: str) -> None:
+    # There torch's own in f64 is 0 or off, and a kernel that is right once failed its proof for that.
+    x = torch.tensor([-30.0, -12.0, -8.7, -6.0, -1.0, -0.0, 0.5, 3.0, 9.0], dtype=torch.float64)
+    with Precise():
+        found = torch.nn.functional.gelu(x, approximate=approximate)
+    torch.testing.assert_close(found, torch.nn.functional.gelu(x, approximate=approximate), rtol=1e-12, atol=1e-12)
+    with mpmath.workdps(2000):
+        values = [mpmath.mpf(float(each)) for each in x]
+        if approximate == "none":
+            right = [each * mpmath.erfc(-each / mpmath.sqrt(2)) / 2 for each in values]
+        else:
+            inner = [mpmath.sqrt(2 / mpmath.pi) * (each + mpmath.mpf("0.044715") * each**3) for each in values]
+            right = [each * (1 + mpmath.tanh(u)) / 2 for each, u in zip(values, inner, strict=True)]
+        expected = torch.tensor([float(each) for each in right], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0.0)
 
 
 def test_noise_is_of_the_size_of_rounding() -> None:
