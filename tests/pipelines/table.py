@@ -12,7 +12,7 @@ COMPARED, REFUSED = "x", "r"
 
 
 def row(name: str, asked: Collection[str], refused: Collection[str], eager: Mapping[str, str]) -> str:
-    """`refused`: those of the features at which diffusers itself raises; `eager`: the networks that are not rewritten."""
+    """`refused`: those of the features at which diffusers itself raises; `eager`: the networks that run eagerly."""
     cells = [(REFUSED if each.name in refused else COMPARED) if each.name in asked else "" for each in FEATURES]
     return f"| {' | '.join([name, *cells, ', '.join(eager)])} |"
 

@@ -17,7 +17,6 @@ import rewriter
 from rewriter.capture.compare import relative_error
 from rewriter.runtime.session import components_of
 
-
 # diffusers' Euler scheduler and numpy 2 disagree about a keyword; nothing here can change that.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
