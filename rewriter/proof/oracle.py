@@ -111,7 +111,7 @@ def _ops(rule: Rule) -> set[str]:
 
 def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) -> Exact:
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), references(module.rule), Precise():
+    with torch.no_grad(), references(module.rule), Precise():  # type: ignore[no-untyped-call]
         names = _run(module, plain, wide, None)
         outputs = [_wide(output, torch.float64) for output in _outputs(module.rule, names)]
         noise = [torch.zeros_like(output) for output in outputs]

@@ -28,5 +28,6 @@ class Precise(TorchDispatchMode):
 def gelu(x: torch.Tensor, approximate: str) -> torch.Tensor:
     """x * erfc(-x / sqrt(2)) / 2, or x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x**3)), as the one with tanh is."""
     if approximate == "none":
-        return x * (torch.special.erfc(x * -math.sqrt(0.5)) * 0.5)
+        tail: torch.Tensor = torch.special.erfc(x * -math.sqrt(0.5))
+        return x * (tail * 0.5)
     return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + _CUBIC * x * x * x))
