@@ -168,5 +168,6 @@ def test_a_proof_that_takes_too_long_says_how_far_it_came(setup: Setup) -> None:
     with Worker(setup) as worker:
         found = worker.ask({**asked, "examples": 100_000, "seconds": 0.5})
         assert (found["cut"], found["failure"]) == (True, None)
-        assert 1 < found["examples"] < 100_000
+        # One is enough: on a machine under load the first takes longer than all that it is given.
+        assert 1 <= found["examples"] < 100_000
         assert not worker.ask({**asked, "examples": 2, "seconds": 60})["cut"]
