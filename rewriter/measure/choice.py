@@ -135,10 +135,11 @@ class _Choice:
         """Compiles what will be timed of the regions, and what `first` needs to run at all."""
         if self.target.device != "cuda" or self.inputs is None:
             return
-        whole = self.inputs.call
-        # One after the other: each has the weights in places of its own.
-        calls = itertools.chain((whole(one) for one in (regions.base.then(regions.first),)), regions.unknown())
-        compile_candidates(calls, None if first is None else lambda: whole(first)(), cache=self.cache)
+        inputs = self.inputs
+        calls = itertools.chain([inputs.call(regions.base.then(regions.first))], regions.unknown())
+        # Made when its turn comes: it has the weights in other places.
+        last = None if first is None else lambda: inputs.call(first)()
+        compile_candidates(calls, last, cache=self.cache)
 
     def regions(self, base: Rewritten, rules: RuleSet, *phases: str) -> Regions:
         return Regions(base, rules, self.weights, self.target, self.cache, phases, self.inputs)

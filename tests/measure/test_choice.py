@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rewriter import torch_ir
-from rewriter.graph import prepare
+from rewriter.graph import engine, prepare
 from rewriter.graph.canonical import canonicalise
 from rewriter.graph.conditions import Target
 from rewriter.graph.prepare import Prepared
@@ -110,22 +110,30 @@ def test_the_fastest_whole_graph_is_taken_and_remembered(monkeypatch: pytest.Mon
     assert timed == [0.5, 1.0, 1.0]
 
 
-def test_candidates_have_their_weights_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "compare", fixed(10.0, 5.0))
-    module = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 4, 3))
-    x = torch.randn(1, 4, 9, 9)
-    graph, weights = traced(module, x)
+def spoiling(weights: Sequence[torch.Tensor]) -> Callable[[Sequence[Prepared]], list[torch.Tensor]]:
+    """Derives weights, and spoils what was given for other recipes before."""
     given: list[torch.Tensor] = []
 
     def derive(recipes: Sequence[Prepared]) -> list[torch.Tensor]:
-        # What was given for other recipes is spoilt.
         for tensor in given:
-            tensor.detach().fill_(torch.nan)
-        known = [weight.clone() for weight in weights]
+            tensor.fill_(torch.nan)
+        known = [weight.detach().clone() for weight in weights]
         for recipe in recipes:
             known.append(prepare.run(recipe, known).clone())
         given[:] = known[len(weights) :]
         return list(given)
+
+    return derive
+
+
+def convolutions() -> tuple[torch.nn.Module, torch.Tensor]:
+    return torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(8, 4, 3)), torch.randn(1, 4, 9, 9)
+
+
+def test_candidates_have_their_weights_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "compare", fixed(10.0, 5.0))
+    module, x = convolutions()
+    graph, weights = traced(module, x)
 
     def best_of(make: Callable[[], Callable[[], Any]], _: str) -> float:
         torch.testing.assert_close(make()(), module(x), rtol=1e-4, atol=1e-5)
@@ -133,8 +141,34 @@ def test_candidates_have_their_weights_one_after_the_other(monkeypatch: pytest.M
 
     monkeypatch.setattr(whole, "best_of", best_of)
     rules = RuleSet((load_rules()["conv-channels-last"],))
-    found = choice.choose(graph, rules, weights=len(weights), target=CPU, arguments=[x, *weights], derive=derive)
+    found = choice.choose(
+        graph, rules, weights=len(weights), target=CPU, arguments=[x, *weights], derive=spoiling(weights)
+    )
     assert {done.rule for done in found.rewritten.rewrites} == {"conv-channels-last"}
+
+
+def test_what_is_compiled_ahead_has_its_weights_when_its_turn_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = convolutions()
+    graph, weights = traced(module, x)
+    results: list[torch.Tensor] = []
+
+    def compile_candidates(every: Any, first: Callable[[], Any], **_: Any) -> None:
+        with torch.no_grad():
+            results.extend(call() for call in every)
+            results.append(first())
+
+    monkeypatch.setattr(choice, "compile_candidates", compile_candidates)
+    rules = RuleSet((load_rules()["conv-channels-last"],))
+    inputs = whole.Inputs([x, *weights], len(weights), spoiling(weights))
+    target = Target(device="cuda", sm=90)
+    chooser = choice._Choice(rules, len(weights), target, cache.TimingCache("cpu"), inputs)
+    plain = chooser.regions(engine.rewrite(graph, RuleSet(()), weights=len(weights), target=target), rules, "layout")
+    chooser.compile_ahead(plain, first=plain.base)
+    # The whole graph with the rule, a region for each convolution, the whole graph without it.
+    assert [tuple(result.shape) for result in results] == [(1, 4, 5, 5), (1, 8, 7, 7), (1, 4, 5, 5), (1, 4, 5, 5)]
+    assert not any(result.isnan().any() for result in results)
+    for result in (results[0], results[-1]):
+        torch.testing.assert_close(result, module(x), rtol=1e-4, atol=1e-5)
 
 
 def test_random_state_is_left_alone() -> None:
