@@ -5,13 +5,15 @@
 #include "runtime.h"
 #include "tensor_map.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <optional>
 
 namespace rewriter {
 namespace {
 
-using convolving::kDepth, convolving::kRows, convolving::kSplits, convolving::kThreads;
-using convolving::Operands, convolving::Pixels, convolving::Plan, convolving::Tile;
+using convolving::kColumns, convolving::kDepth, convolving::kSplits, convolving::kThreads;
+using convolving::Kernel, convolving::Operands, convolving::Pixels, convolving::Plan;
 
 int log2_of(int64_t value) {
   int result = 0;
@@ -21,8 +23,8 @@ int log2_of(int64_t value) {
 
 int64_t ceiling(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
-// The boxes of `rows` pixels that cover the pictures with the fewest boxes.
-Pixels covered(int64_t width, int64_t height, int64_t depth, int64_t images, int rows) {
+// The boxes of `rows` pixels that cover the pictures with the fewest boxes. step: between the pixels that a filter is at.
+Pixels covered(int64_t width, int64_t height, int64_t depth, int64_t images, int rows, int step) {
   Pixels best{};
   int64_t fewest = 0;
   const int all = log2_of(rows);
@@ -30,7 +32,7 @@ Pixels covered(int64_t width, int64_t height, int64_t depth, int64_t images, int
     for (int high = 0; wide + high <= all; ++high) {
       const int64_t across = ceiling(width, 1 << wide), down = ceiling(height, 1 << high);
       // The copy engine takes boxes of at most 256 elements a side, steps between them included.
-      if ((1 << wide) > 128 || (1 << high) > 128) continue;
+      if (std::max((1 << wide) - 1, (1 << high) - 1) * step >= 256) continue;
       const int64_t boxes = across * down * depth * ceiling(images, 1 << (all - wide - high));
       if (fewest == 0 || boxes <= fewest) {
         fewest = boxes;
@@ -54,10 +56,11 @@ const void* pointer(const std::optional<Tensor>& tensor) {
 }
 
 // y = convolution(x, weight) + bias + residual. x: [N, C, D, H, W], weight: [M, C, T, R, S] and y: [N, M, D', H', W'], all
-// with the channels innermost; residual as y. step: of the filter in height and width; pad_z, pad_y, pad_x: zeros.
+// with the channels innermost; residual as y. step: of the filter in height and width; pad_z, pad_y, pad_x: zeros; rows: of
+// a block's results; across, along: blocks of a cluster that share rows, and columns; splits: that share the depth.
 void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor> bias,
                  const std::optional<Tensor> residual, Tensor y, int64_t step, int64_t pad_z, int64_t pad_y,
-                 int64_t pad_x, int64_t across, int64_t along, int64_t splits) {
+                 int64_t pad_x, int64_t rows, int64_t across, int64_t along, int64_t splits) {
   const auto type = x.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "x: expected f16 or bf16");
   require(x.dim() == 5 && weight.dim() == 5 && y.dim() == 5, "x, weight, y: expected five dimensions");
@@ -66,10 +69,14 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
   require(along == 1 || along == 2 || along == 4, "along: expected 1, 2 or 4");
   require(splits >= 1 && splits <= kSplits && (splits & (splits - 1)) == 0, "splits: expected 1, 2, 4 or 8");
   require(across * along * splits <= 8, "a cluster has at most 8 blocks");
+  require(splits == 1 || rows == 128, "splits: expected 1 for blocks of other than 128 rows");
+  require(reinterpret_cast<uintptr_t>(pointer(bias)) % 4 == 0, "bias: expected to start at a multiple of 4 bytes");
+  const Kernel kernel = convolving::kernel(static_cast<int>(rows), type == ScalarType::Half);
+  require(kernel.address != nullptr, "rows: expected 128 or 256");
   const OnDeviceOf here(x);
-  const int rows = kRows / static_cast<int>(across);
   Plan plan{};
-  plan.pixels = covered(y.size(4), y.size(3), y.size(2), y.size(0), rows);
+  plan.pixels = covered(y.size(4), y.size(3), y.size(2), y.size(0), kernel.rows / static_cast<int>(across),
+                        static_cast<int>(step));
   plan.columns = static_cast<int>(y.size(1));
   plan.step = static_cast<int>(step);
   plan.pad_x = static_cast<int>(pad_x);
@@ -81,13 +88,13 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
   plan.chunks = static_cast<int>(ceiling(channels, kDepth));
   plan.steps = static_cast<int>(taps) * plan.chunks;
   require(plan.steps >= splits, "splits: more than there are steps");
-  plan.piece = Tile::kColumns / static_cast<int>(along);
+  plan.piece = kColumns / static_cast<int>(along);
   plan.pieces = static_cast<int>(along);
   plan.across = static_cast<int>(across);
   plan.along = static_cast<int>(along);
   plan.splits = static_cast<int>(splits);
   plan.row_groups = static_cast<int>(ceiling(ceiling(boxes_of(plan.pixels), across), along));
-  plan.column_groups = static_cast<int>(ceiling(ceiling(plan.columns, Tile::kColumns), across));
+  plan.column_groups = static_cast<int>(ceiling(ceiling(plan.columns, kColumns), across));
   const int wide = 1 << plan.pixels.log_width, high = 1 << plan.pixels.log_height, many = 1 << plan.pixels.log_images;
   const int every = plan.step;
   CUtensorMap left = described<5>(
@@ -98,9 +105,9 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
                                    {kDepth, 1, plan.piece}, {1, 1, 1});
   Operands operands{pointer(bias), pointer(residual), y.mutable_data_ptr()};
   void* arguments[] = {&left, &right, &plan, &operands};
-  Launch launch(static_cast<int>(across * along * splits), kThreads, Tile::kShared, here.stream);
+  Launch launch(static_cast<int>(across * along * splits), kThreads, kernel.shared, here.stream);
   // A split's sums lie where the next tile's operands would.
-  launch_clusters(launch, convolving::kernel(type == ScalarType::Half), plan.row_groups * plan.column_groups, splits > 1,
+  launch_clusters(launch, kernel.address, plan.row_groups * plan.column_groups, splits > 1,
                   arguments, "a convolution on Hopper");
 }
 
@@ -108,7 +115,8 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
 int64_t clusters(const Tensor x, int64_t size) {
   require(size >= 1 && size <= 8, "size: expected 1 to 8");
   const OnDeviceOf here(x);
-  return clusters_at_once(convolving::kernel(true), Launch(static_cast<int>(size), kThreads, Tile::kShared, here.stream));
+  const Kernel kernel = convolving::kernel(128, true);
+  return clusters_at_once(kernel.address, Launch(static_cast<int>(size), kThreads, kernel.shared, here.stream));
 }
 
 }  // namespace
@@ -117,7 +125,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
   library.def("clusters(Tensor x, int size) -> int");
   library.def(
       "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) y, int step, int pad_z, "
-      "int pad_y, int pad_x, int across, int along, int splits) -> ()");
+      "int pad_y, int pad_x, int rows, int across, int along, int splits) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) {

@@ -1,14 +1,17 @@
 // Convolutions as products of tiles on Hopper's tensor cores.
 //
-// A block makes 128 x 160 results. One warp keeps the copy engine busy, two groups of four warps multiply 64 rows each.
+// A block makes kRows x 160 results. One warp keeps the copy engine busy, two groups of four warps multiply half of the
+// rows each, and do not wait for each other: while one stores its sums, the other can have the tensor cores for itself.
 // Rows are boxes of neighbouring pixels, so that for each tap of the filter the copy engine fetches the box, moved by the
-// tap, with zeros beyond the picture's edge: no index is computed and nothing is unfolded.
+// tap, with zeros beyond the picture's edge: no index is computed and nothing is unfolded. A linear layer is a picture of
+// one row.
 //
 // Blocks of a cluster share what they read: `across` blocks with the same rows, `along` blocks with the same columns, and
 // each loads its part for all. `splits` of them share the steps along the depth and add their sums up at the end.
 
 #include "convolution.h"
 #include "hopper.h"
+#include "results.h"
 #include "wgmma.h"
 
 #include <cstdint>
@@ -33,30 +36,42 @@ __device__ Box box_at(const Pixels& pixels, int index) {
   return box;
 }
 
+// A tile's rows: one box, or two of half as many.
+struct Rows {
+  Box upper, lower;
+  int log_box;
+
+  // The box that a row is in. Each part is chosen, so that none of this has to be in memory.
+  __device__ Box box_of(int row) const {
+    const bool second = row >> log_box;
+    return {second ? lower.x : upper.x, second ? lower.y : upper.y, second ? lower.z : upper.z,
+            second ? lower.image : upper.image};
+  }
+};
+
 // The number of the box's pixel `index`, -1 beyond the picture's edge.
-__device__ int64_t pixel_of(const Pixels& pixels, const Box& box, int index) {
+__device__ int pixel_of(const Pixels& pixels, const Box& box, int index) {
   const int x = box.x + (index & ((1 << pixels.log_width) - 1));
   index >>= pixels.log_width;
   const int y = box.y + (index & ((1 << pixels.log_height) - 1));
   const int image = box.image + (index >> pixels.log_height);
   if (x >= pixels.width || y >= pixels.height || image >= pixels.images) return -1;
-  return ((static_cast<int64_t>(image) * pixels.depth + box.z) * pixels.height + y) * pixels.width + x;
+  return ((image * pixels.depth + box.z) * pixels.height + y) * pixels.width + x;
 }
 
-__device__ float widened(__half value) { return __half2float(value); }
-__device__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
 template <typename T>
-__device__ T narrowed(float value);
+__device__ T one_of(float value);
 template <>
-__device__ __half narrowed(float value) { return __float2half_rn(value); }
+__device__ __half one_of(float value) { return __float2half_rn(value); }
 template <>
-__device__ __nv_bfloat16 narrowed(float value) { return __float2bfloat16_rn(value); }
+__device__ __nv_bfloat16 one_of(float value) { return __float2bfloat16_rn(value); }
 
-// Eight results, or eight of the residual's elements.
+// Rounded, then the residual's element added, as two operations of torch do.
 template <typename T>
-struct alignas(16) Line {
-  T values[8];
-};
+__device__ uint32_t added(uint32_t pair, uint32_t more) {
+  const float2 one = hopper::widened<T>(pair), two = hopper::widened<T>(more);
+  return hopper::narrowed<T>(one.x + two.x, one.y + two.y);
+}
 
 // Where a cluster's block stands, and the tiles that it works on.
 struct Place {
@@ -98,34 +113,153 @@ struct Tap {
   int index, channel, x, y, z;
 };
 
+// The lines of eight columns that a lane stores of up to 64 columns from kFrom on, of a warp's 16 rows: in kLines turns, a
+// turn kHeight rows down. Neighbouring lanes have neighbouring lines.
+template <int kFrom>
+struct Lines {
+  static constexpr int kChunks = (kColumns - kFrom < 64 ? kColumns - kFrom : 64) / 8;
+  static constexpr int kHeight = 32 / kChunks, kLines = 16 / kHeight;
+
+  // row, column: the first of the warp's in the tile, and of the tile in the result.
+  __device__ Lines(const Plan& plan, const Rows& rows, int row, int column) {
+    const int lane = threadIdx.x % 32, right = column + kFrom + lane % kChunks * 8;
+#pragma unroll
+    for (int i = 0; i < kLines; ++i) {
+      const int at = row + i * kHeight + lane / kChunks;
+      const int pixel = pixel_of(plan.pixels, rows.box_of(at), at & ((1 << rows.log_box) - 1));
+      places[i] = pixel < 0 || right >= plan.columns ? -1 : pixel * plan.columns + right;
+    }
+  }
+
+  // Where they are in the result, -1 beyond it.
+  int places[kLines];
+};
+
+// The residual's lines, if there is one.
+template <typename T, int kFrom>
+struct Addends {
+  __device__ void read(const void* residual, const Lines<kFrom>& to) {
+    if (residual == nullptr) return;
+#pragma unroll
+    for (int i = 0; i < Lines<kFrom>::kLines; ++i) {
+      if (to.places[i] >= 0) lines[i] = hopper::read_line_ahead(static_cast<const T*>(residual) + to.places[i]);
+    }
+  }
+
+  uint4 lines[Lines<kFrom>::kLines];
+};
+
+// Rounds up to 64 columns of a warp's 16 rows of sums, and stores them through its part of shared memory.
+template <typename T, int kFrom>
+__device__ __forceinline__ void finish(const float (&sums)[kColumns / 2], unsigned char* part,
+                                       const Operands& operands, const Lines<kFrom>& to,
+                                       const Addends<T, kFrom>& addends) {
+  using Here = Lines<kFrom>;
+  const int lane = threadIdx.x % 32;
+  __syncwarp();
+#pragma unroll
+  for (int pair = 0; pair < Here::kChunks; pair += 2) {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int j = kFrom / 8 + pair + i;
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const int at = 4 * j + 2 * lower;
+        words[2 * i + lower] = hopper::narrowed<T>(sums[at], sums[at + 1]);
+      }
+    }
+    hopper::store_chunks(part, pair, words);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < Here::kLines; ++i) {
+    const int row = i * Here::kHeight + lane / Here::kChunks;
+    uint4 line = *reinterpret_cast<const uint4*>(part + hopper::chunk_at(row, lane % Here::kChunks));
+    if (to.places[i] < 0) continue;
+    if (operands.residual != nullptr) {
+      const uint4& more = addends.lines[i];
+      line = make_uint4(added<T>(line.x, more.x), added<T>(line.y, more.y), added<T>(line.z, more.z),
+                        added<T>(line.w, more.w));
+    }
+    *reinterpret_cast<uint4*>(static_cast<T*>(operands.result) + to.places[i]) = line;
+  }
+}
+
+// Adds up what the blocks of a cluster have summed along their parts of the depth, and stores this block's rows of it.
 template <typename T>
+__device__ __forceinline__ void join_splits(const float (&sums)[kColumns / 2], float* partial, const Plan& plan,
+                            const Operands& operands, const Place& place, const Rows& rows, int column) {
+  using Shape = Tile<1>;
+  const int worker = threadIdx.x - 128, lane = threadIdx.x % 32, upper = worker / 32 * 16 + lane / 4;
+  const T* const residual = static_cast<const T*>(operands.residual);
+  T* const result = static_cast<T*>(operands.result);
+  // Nothing is copied into the stages any more, once both groups have read them.
+  hopper::meet(1, 256);
+#pragma unroll
+  for (int j = 0; j < kColumns / 8; ++j) {
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower) {
+      float* const to = partial + (upper + 8 * lower) * Shape::kSumPitch + 8 * j + lane % 4 * 2;
+      *reinterpret_cast<float2*>(to) = make_float2(sums[4 * j + 2 * lower], sums[4 * j + 2 * lower + 1]);
+    }
+  }
+  hopper::meet_cluster();
+  constexpr int kLines = kColumns / 8;
+  const int own = Shape::kRows / plan.splits, others = plan.across * plan.along;
+  for (int index = worker; index < own * kLines; index += 256) {
+    const int row = place.split * own + index / kLines, chunk = index % kLines;
+    const int pixel = pixel_of(plan.pixels, rows.box_of(row), row & ((1 << rows.log_box) - 1));
+    if (pixel < 0 || column + chunk * 8 >= plan.columns) continue;
+    float total[8] = {};
+    for (int split = 0; split < plan.splits; ++split) {
+      const uint32_t rank = split * others + place.along * plan.across + place.across;
+      const float* const from = partial + row * Shape::kSumPitch + chunk * 8;
+      const float4 one = hopper::read_from(from, rank), two = hopper::read_from(from + 4, rank);
+      total[0] += one.x, total[1] += one.y, total[2] += one.z, total[3] += one.w;
+      total[4] += two.x, total[5] += two.y, total[6] += two.z, total[7] += two.w;
+    }
+    const int at = pixel * plan.columns + column + chunk * 8;
+    alignas(16) T line[8], more[8];
+    if (residual != nullptr) *reinterpret_cast<uint4*>(more) = *reinterpret_cast<const uint4*>(residual + at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (residual != nullptr) total[i] += static_cast<float>(more[i]);
+      line[i] = one_of<T>(total[i]);
+    }
+    *reinterpret_cast<uint4*>(result + at) = *reinterpret_cast<const uint4*>(line);
+  }
+}
+
+template <typename T, int kBlocks>
 __global__ void __launch_bounds__(kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Plan plan, const Operands operands) {
+  using Shape = Tile<kBlocks>;
   extern __shared__ unsigned char memory[];
-  unsigned char* const base = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
-  unsigned char* const left = base;
-  unsigned char* const right = left + Tile::kStages * Tile::kLeft;
-  T* const staged = reinterpret_cast<T*>(right + Tile::kStages * Tile::kRight);
-  float* const shifts = reinterpret_cast<float*>(right + Tile::kStages * Tile::kRight + Tile::kStaged);
-  uint64_t* const full = reinterpret_cast<uint64_t*>(shifts + Tile::kColumns);
-  uint64_t* const empty = full + Tile::kStages;
+  unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
+  unsigned char* const right = left + Shape::kStages * Shape::kLeft;
+  unsigned char* const parts = right + Shape::kStages * Shape::kRight;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + Shape::kParts);
+  uint64_t* const empty = full + Shape::kStages;
 
   const Place place(plan);
-  const int group = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  // Every block that reads what this one loads, itself included, says when it has: a warp of it, once.
+  // The same in all lanes of a warp, which the compiler cannot know of a division: descriptors are uniform then.
+  const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0), group = warp / 4, lane = threadIdx.x % 32;
+  // Every block that reads what this one loads, itself included, says when it has: each warp of it, once.
   const int readers = plan.across + plan.along - 1;
   if (threadIdx.x == 0) {
     hopper::prefetch(left_map);
     hopper::prefetch(right_map);
-    for (int stage = 0; stage < Tile::kStages; ++stage) {
+    for (int stage = 0; stage < Shape::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
-      hopper::make_barrier(empty + stage, 8 * readers);
+      hopper::make_barrier(empty + stage, kWarps * readers);
     }
     hopper::publish_barriers();
   }
   __syncthreads();
   hopper::await_cluster();
+  hopper::await_earlier();
 
   const int cluster = blockIdx.x / (plan.across * plan.along * plan.splits);
   const int clusters = gridDim.x / (plan.across * plan.along * plan.splits);
@@ -134,24 +268,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      const int left_rows = kRows / plan.across;
+      const int left_rows = Shape::kRows / plan.across;
       uint16_t same_rows = 0, same_columns = 0;
       for (int i = 0; i < plan.across; ++i) same_rows |= 1 << (place.first + place.along * plan.across + i);
       for (int i = 0; i < plan.along; ++i) same_columns |= 1 << (place.first + i * plan.across + place.across);
-      hopper::Ring<Tile::kStages> ring;
+      hopper::Ring<Shape::kStages> ring;
       for (int tile = cluster; tile < tiles; tile += clusters) {
         const int row_tile = tile / plan.column_groups * plan.along + place.along;
-        const int column = (tile % plan.column_groups * plan.across + place.across) * Tile::kColumns;
+        const int column = (tile % plan.column_groups * plan.across + place.across) * kColumns;
         const Box box = box_at(plan.pixels, row_tile * plan.across + place.across);
         Tap tap(plan, place.begin);
         for (int step = place.begin; step < place.end; ++step, ring.next(), tap.next(plan)) {
           hopper::wait(empty + ring.stage, ring.turn ^ 1);
-          hopper::expect(full + ring.stage, Tile::kLeft + Tile::kRight);
-          hopper::copy(left + ring.stage * Tile::kLeft + place.across * left_rows * 128, left_map, full + ring.stage,
-                       same_rows, plan.across > 1, tap.channel, box.x * plan.step + tap.x - plan.pad_x,
-                       box.y * plan.step + tap.y - plan.pad_y, box.z + tap.z - plan.pad_z, box.image);
+          hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
+          hopper::copy(left + ring.stage * Shape::kLeft + place.across * left_rows * kDepth * 2, left_map,
+                       full + ring.stage, same_rows, plan.across > 1, tap.channel,
+                       box.x * plan.step + tap.x - plan.pad_x, box.y * plan.step + tap.y - plan.pad_y,
+                       box.z + tap.z - plan.pad_z, box.image);
           for (int piece = place.along; piece < plan.pieces; piece += plan.along) {
-            hopper::copy(right + ring.stage * Tile::kRight + piece * plan.piece * 128, right_map,
+            hopper::copy(right + ring.stage * Shape::kRight + piece * plan.piece * kDepth * 2, right_map,
                          full + ring.stage, same_columns, plan.along > 1, tap.channel, tap.index,
                          column + piece * plan.piece);
           }
@@ -163,8 +298,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (plan.splits > 1) hopper::meet_cluster();
   } else {
     hopper::take_registers<232>();
-    const int half = group - 1, worker = threadIdx.x - 128;
-    // The barriers that this lane tells about what its warp has read.
+    const int half = group - 1;
+    unsigned char* const part = parts + (warp - 4) * hopper::kPart;
+    // The block that this lane tells what its warp has read.
     int reader = -1;
     if (lane < plan.across) {
       reader = place.first + place.along * plan.across + lane;
@@ -172,114 +308,53 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int other = lane - plan.across;
       reader = place.first + (other + (other >= place.along)) * plan.across + place.across;
     }
-    float sums[Tile::kColumns / 2];
-    hopper::Ring<Tile::kStages> ring;
+    const int log_box = plan.pixels.log_width + plan.pixels.log_height + plan.pixels.log_images;
+    float sums[kBlocks][kColumns / 2];
+    hopper::Ring<Shape::kStages> ring;
     for (int tile = cluster; tile < tiles; tile += clusters) {
       const int row_tile = tile / plan.column_groups * plan.along + place.along;
-      const int column = (tile % plan.column_groups * plan.across + place.across) * Tile::kColumns;
-      // Read while the first operands are on their way, not one by one at the end.
-      if (worker < Tile::kColumns) {
-        const int own = column + worker;
-        const T* const bias = static_cast<const T*>(operands.bias);
-        shifts[worker] = bias != nullptr && own < plan.columns ? widened(bias[own]) : 0.0f;
-      }
-      hopper::meet(3, 256);
-      for (int step = place.begin; step < place.end; ++step, ring.next()) {
-        hopper::wait(full + ring.stage, ring.turn);
-        const uint64_t a = hopper::operand(left + ring.stage * Tile::kLeft + half * 64 * 128);
-        const uint64_t b = hopper::operand(right + ring.stage * Tile::kRight);
-        hopper::pin(sums);
-        hopper::begin_products();
+      const int column = (tile % plan.column_groups * plan.across + place.across) * kColumns;
+      // The sums begin with the bias, those of the first split where there are several.
 #pragma unroll
-        for (int k = 0; k < kDepth / 16; ++k) {
-          hopper::Multiply<T, Tile::kColumns>::run(sums, a + 2 * k, b + 2 * k, step > place.begin || k > 0);
+      for (int j = 0; j < kColumns / 8; ++j) {
+        const int own = column + 8 * j + lane % 4 * 2;
+        const bool known = operands.bias != nullptr && own < plan.columns && place.split == 0;
+        const float2 bias = hopper::widened<T>(
+            known ? *reinterpret_cast<const uint32_t*>(static_cast<const T*>(operands.bias) + own) : 0);
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+          sums[block][4 * j] = sums[block][4 * j + 2] = bias.x;
+          sums[block][4 * j + 1] = sums[block][4 * j + 3] = bias.y;
         }
-        hopper::commit_products();
-        // The products before these are done then, and their stage is free.
-        hopper::await_products<1>();
-        hopper::pin(sums);
-        if (step > place.begin && reader >= 0) hopper::arrive_at(empty + ring.before(), reader);
       }
-      hopper::await_products<0>();
-      hopper::pin(sums);
-      if (reader >= 0) hopper::arrive_at(empty + ring.before(), reader);
-
-      const int box_rows = kRows / plan.across;
-      const Box boxes[2] = {box_at(plan.pixels, row_tile * plan.across),
-                            box_at(plan.pixels, row_tile * plan.across + plan.across - 1)};
-      const T* const residual = static_cast<const T*>(operands.residual);
-      T* const result = static_cast<T*>(operands.result);
-      const int upper = warp % 4 * 16 + lane / 4;
-
+      const Rows rows = {box_at(plan.pixels, row_tile * plan.across),
+                         box_at(plan.pixels, row_tile * plan.across + plan.across - 1), log_box};
+      const int row = half * kBlocks * 64 + warp % 4 * 16;
+      Addends<T, 0> addends;
+      Addends<T, 64> addends_64;
+      Addends<T, 128> addends_128;
+      // Only the smaller tiles leave registers for it while the products run.
+      if constexpr (kBlocks == 1) {
+        if (plan.splits == 1) {
+          addends.read(operands.residual, Lines<0>(plan, rows, row, column));
+          addends_64.read(operands.residual, Lines<64>(plan, rows, row, column));
+          addends_128.read(operands.residual, Lines<128>(plan, rows, row, column));
+        }
+      }
+      hopper::add_products<T, kDepth>(sums, true, ring, place.begin, place.end, left, right, half, full, empty, reader);
       if (plan.splits == 1) {
-        auto stage_pair = [&](int row, int from, float one, float two) {
-          T pair[2] = {narrowed<T>(one), narrowed<T>(two)};
-          *reinterpret_cast<uint32_t*>(staged + row * Tile::kPitch + from) = *reinterpret_cast<const uint32_t*>(pair);
+        const auto store = [&](auto ahead, const auto& to, const float (&of_block)[kColumns / 2]) {
+          if constexpr (kBlocks > 1) ahead.read(operands.residual, to);
+          finish<T>(of_block, part, operands, to, ahead);
         };
 #pragma unroll
-        for (int j = 0; j < Tile::kColumns / 8; ++j) {
-          const int from = 8 * j + lane % 4 * 2;
-#pragma unroll
-          for (int lower = 0; lower < 2; ++lower) {
-            const int at = 4 * j + 2 * lower;
-            stage_pair(half * 64 + upper + 8 * lower, from, sums[at] + shifts[from], sums[at + 1] + shifts[from + 1]);
-          }
+        for (int block = 0; block < kBlocks; ++block) {
+          store(addends, Lines<0>(plan, rows, row + block * 64, column), sums[block]);
+          store(addends_64, Lines<64>(plan, rows, row + block * 64, column), sums[block]);
+          store(addends_128, Lines<128>(plan, rows, row + block * 64, column), sums[block]);
         }
-        hopper::meet(1 + half, 128);
-        constexpr int kLines = Tile::kColumns / 8;
-        for (int index = worker % 128; index < 64 * kLines; index += 128) {
-          const int row = half * 64 + index / kLines, chunk = index % kLines;
-          const int64_t pixel = pixel_of(plan.pixels, boxes[row >= box_rows], row & (box_rows - 1));
-          if (pixel < 0 || column + chunk * 8 >= plan.columns) continue;
-          Line<T> line = *reinterpret_cast<const Line<T>*>(staged + row * Tile::kPitch + chunk * 8);
-          const int64_t at = pixel * plan.columns + column + chunk * 8;
-          if (residual != nullptr) {
-            const Line<T> more = *reinterpret_cast<const Line<T>*>(residual + at);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) line.values[i] = narrowed<T>(widened(line.values[i]) + widened(more.values[i]));
-          }
-          *reinterpret_cast<Line<T>*>(result + at) = line;
-        }
-        // Neither what is staged nor the bias may change before both groups have read it.
-        hopper::meet(3, 256);
-      } else {
-        // Nothing is copied into the stages any more, once both groups have read them.
-        hopper::meet(3, 256);
-        float* const partial = reinterpret_cast<float*>(left);
-#pragma unroll
-        for (int j = 0; j < Tile::kColumns / 8; ++j) {
-#pragma unroll
-          for (int lower = 0; lower < 2; ++lower) {
-            float* const to = partial + (half * 64 + upper + 8 * lower) * Tile::kSumPitch + 8 * j + lane % 4 * 2;
-            *reinterpret_cast<float2*>(to) = make_float2(sums[4 * j + 2 * lower], sums[4 * j + 2 * lower + 1]);
-          }
-        }
-        hopper::meet_cluster();
-        constexpr int kLines = Tile::kColumns / 8;
-        const int rows = kRows / plan.splits, others = plan.across * plan.along;
-        for (int index = worker; index < rows * kLines; index += 256) {
-          const int row = place.split * rows + index / kLines, chunk = index % kLines;
-          const int64_t pixel = pixel_of(plan.pixels, boxes[row >= box_rows], row & (box_rows - 1));
-          if (pixel < 0 || column + chunk * 8 >= plan.columns) continue;
-          float total[8] = {};
-          for (int split = 0; split < plan.splits; ++split) {
-            const uint32_t rank = split * others + place.along * plan.across + place.across;
-            const float* const from = partial + row * Tile::kSumPitch + chunk * 8;
-            const float4 one = hopper::read_from(from, rank), two = hopper::read_from(from + 4, rank);
-            total[0] += one.x, total[1] += one.y, total[2] += one.z, total[3] += one.w;
-            total[4] += two.x, total[5] += two.y, total[6] += two.z, total[7] += two.w;
-          }
-          const int64_t at = pixel * plan.columns + column + chunk * 8;
-          Line<T> line, more;
-          if (residual != nullptr) more = *reinterpret_cast<const Line<T>*>(residual + at);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            total[i] += shifts[chunk * 8 + i];
-            if (residual != nullptr) total[i] += widened(more.values[i]);
-            line.values[i] = narrowed<T>(total[i]);
-          }
-          *reinterpret_cast<Line<T>*>(result + at) = line;
-        }
+      } else if constexpr (kBlocks == 1) {
+        join_splits<T>(sums[0], reinterpret_cast<float*>(left), plan, operands, place, rows, column);
       }
     }
   }
@@ -289,16 +364,25 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #else
 
-template <typename T>
+template <typename T, int kBlocks>
 __global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap,
                          const __grid_constant__ Plan, const Operands) {}
 
 #endif
 
+template <int kBlocks>
+Kernel instance(bool f16) {
+  return {f16 ? reinterpret_cast<const void*>(multiply<__half, kBlocks>)
+              : reinterpret_cast<const void*>(multiply<__nv_bfloat16, kBlocks>),
+          Tile<kBlocks>::kRows, Tile<kBlocks>::kShared};
+}
+
 }  // namespace
 
-const void* kernel(bool f16) {
-  return f16 ? reinterpret_cast<const void*>(multiply<__half>) : reinterpret_cast<const void*>(multiply<__nv_bfloat16>);
+Kernel kernel(int rows, bool f16) {
+  if (rows == 128) return instance<1>(f16);
+  if (rows == 256) return instance<2>(f16);
+  return {};
 }
 
 }  // namespace rewriter::convolving

@@ -3,7 +3,7 @@
 
 namespace rewriter::convolving {
 
-constexpr int kRows = 128, kDepth = 64, kThreads = 384, kSplits = 8;
+constexpr int kDepth = 64, kThreads = 384, kWarps = 8, kColumns = 160, kSplits = 8;
 constexpr int kSharedLimit = 232448, kAlignment = 1024;
 
 // Boxes of pixels, `box_*` wide, high and many, all powers of two given by their logarithms.
@@ -29,23 +29,30 @@ struct Operands {
   void* result;
 };
 
+// kBlocks: of 64 rows, for each group of four warps.
+template <int kBlocks>
 struct Tile {
-  static constexpr int kColumns = 160;
+  static constexpr int kRows = 128 * kBlocks;
   static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
-  // What the sums are rounded into before they are stored in whole lines.
-  static constexpr int kPitch = kColumns + 8;
-  static constexpr int kStaged = kRows * kPitch * 2;
-  static constexpr int kBias = kColumns * 4, kBarriers = 256;
-  static constexpr int kStages =
-      (kSharedLimit - kAlignment - kBarriers - kBias - kStaged) / (kLeft + kRight);
-  static constexpr int kShared = kAlignment + kBarriers + kBias + kStaged + kStages * (kLeft + kRight);
+  // Each warp rounds 16 rows of 64 results into its part, and stores them from there in whole lines.
+  static constexpr int kParts = kWarps * 16 * 64 * 2;
+  static constexpr int kBarriers = 128;
+  static constexpr int kStages = (kSharedLimit - kAlignment - kBarriers - kParts) / (kLeft + kRight);
+  static constexpr int kShared = kAlignment + kBarriers + kParts + kStages * (kLeft + kRight);
   // The sums of a split, with rows apart by more than a multiple of the banks.
   static constexpr int kSumPitch = kColumns + 8;
-  static_assert(kRows * kSumPitch * 4 <= kStages * (kLeft + kRight));
+  static_assert(kStages > 1 && kStages * 16 <= kBarriers);
+  static_assert(kBlocks > 1 || kRows * kSumPitch * 4 <= kStages * (kLeft + kRight));
 };
 
-// The address of the instance for f16 or bf16, as launches take it. Its arguments: the tensors of both operands for the
-// copy engine, a Plan, Operands.
-const void* kernel(bool f16);
+// An instance: its address as launches take it, the rows of a block, the shared memory that it needs. Its arguments: the
+// tensors of both operands for the copy engine, a Plan, Operands.
+struct Kernel {
+  const void* address;
+  int rows, shared;
+};
+
+// The instance for blocks of 128 or 256 rows, without an address for others. That for 256 rows has no splits.
+Kernel kernel(int rows, bool f16);
 
 }  // namespace rewriter::convolving

@@ -9,6 +9,7 @@
 
 #include "gated.h"
 #include "hopper.h"
+#include "results.h"
 #include "wgmma.h"
 
 #include <cuda.h>
@@ -35,30 +36,6 @@ __device__ Spot spot_of(const Work& work, int tile, int rank) {
           (column * work.across + (work.across > 1 ? rank : 0)) * kResults};
 }
 
-// Two elements of 16 bits in a word.
-template <typename T>
-__device__ float2 widened(uint32_t pair);
-template <>
-__device__ float2 widened<__half>(uint32_t pair) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-}
-template <>
-__device__ float2 widened<__nv_bfloat16>(uint32_t pair) {
-  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000));
-}
-template <typename T>
-__device__ uint32_t narrowed(float one, float two);
-template <>
-__device__ uint32_t narrowed<__half>(float one, float two) {
-  const __half2 pair = __floats2half2_rn(one, two);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-template <>
-__device__ uint32_t narrowed<__nv_bfloat16>(float one, float two) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(one, two);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 // The exact gelu, x * Phi(x), as in ops/triton/epilogue.py: log2 of Phi(-|x|) is a polynomial in |x|.
 __device__ float gelu(float x) {
   const float u = fabsf(x);
@@ -73,20 +50,6 @@ __device__ float gelu(float x) {
   return x * (x < 0 ? tail : 1.0f - tail);
 }
 
-// Four 8 x 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.
-__device__ inline void store_matrices(uint32_t row, const uint32_t (&words)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(words[0]),
-               "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
-}
-
-// Not moved to where it is used, at the end of the tile: it is read while the products run.
-__device__ inline uint32_t read_ahead(const void* pointer) {
-  uint32_t word;
-  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(word) : "l"(pointer));
-  return word;
-}
-
 // Rounds 64 x kResults results of a group and stores them; each warp its 16 rows, through its part of shared memory.
 // row, column: of the warp's first result.
 template <typename T, int kResults>
@@ -94,8 +57,6 @@ __device__ void finish(const float (&sums)[kResults], const uint32_t (&hidden_bi
                        const uint32_t (&gate_bias)[kResults / 8], unsigned char* part, const Work& work, int row,
                        int column) {
   const int lane = threadIdx.x % 32;
-  // Chunks of eight results lie in turned order in their row, so that neighbouring rows do not meet in a bank.
-  const uint32_t to = hopper::shared_address(part) + lane % 16 * 128;
   T* const result = static_cast<T*>(work.result);
 #pragma unroll
   for (int from = 0; from < kResults; from += 64) {
@@ -108,16 +69,17 @@ __device__ void finish(const float (&sums)[kResults], const uint32_t (&hidden_bi
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int j = from / 8 + pair + i;
-        const float2 hidden_shift = widened<T>(hidden_bias[j]), gate_shift = widened<T>(gate_bias[j]);
+        const float2 hidden_shift = hopper::widened<T>(hidden_bias[j]);
+        const float2 gate_shift = hopper::widened<T>(gate_bias[j]);
 #pragma unroll
         for (int lower = 0; lower < 2; ++lower) {
           const int at = 4 * j + 2 * lower;
-          words[2 * i + lower] = narrowed<T>(
+          words[2 * i + lower] = hopper::narrowed<T>(
               (sums[at] + hidden_shift.x) * gelu(sums[kResults / 2 + at] + gate_shift.x),
               (sums[at + 1] + hidden_shift.y) * gelu(sums[kResults / 2 + at + 1] + gate_shift.y));
         }
       }
-      store_matrices(to + ((pair + lane / 16) ^ (lane % 8)) * 16, words);
+      hopper::store_chunks(part, pair, words);
     }
     __syncwarp();
     // Whole lines of 16 bytes, `height` rows at once.
@@ -126,7 +88,7 @@ __device__ void finish(const float (&sums)[kResults], const uint32_t (&hidden_bi
 #pragma unroll
     for (int i = 0; i < chunks / 2; ++i) {
       const int at = i * height + down;
-      lines[i] = *reinterpret_cast<const uint4*>(part + at * 128 + (chunk ^ (at & 7)) * 16);
+      lines[i] = *reinterpret_cast<const uint4*>(part + hopper::chunk_at(at, chunk));
     }
     const int left = work.rows - row - down, right = column + from + chunk * 8;
     T* const first = result + static_cast<int64_t>(row + down) * work.results + right;
@@ -148,7 +110,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
   unsigned char* const right = left + Shape::kStages * Shape::kLeft;
   unsigned char* const parts = right + Shape::kStages * Shape::kRight;
-  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + kWarps * Shape::kPart);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + Shape::kParts);
   uint64_t* const empty = full + Shape::kStages;
 
   const int size = work.across * work.along, rank = static_cast<int>(hopper::rank_in_cluster());
@@ -166,6 +128,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   hopper::await_cluster();
+  hopper::await_earlier();
 
   const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
   const int tiles = work.row_groups * work.column_groups;
@@ -196,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     hopper::take_registers<232>();
     const int half = group - 1;
-    unsigned char* const part = parts + (warp - 4) * Shape::kPart;
+    unsigned char* const part = parts + (warp - 4) * hopper::kPart;
     float sums[kBlocks][kResults];
     hopper::Ring<Shape::kStages> ring;
     for (int tile = cluster; tile < tiles; tile += clusters) {
@@ -207,35 +170,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int column = spot.column + 8 * j + lane % 4 * 2;
         const T* const bias = static_cast<const T*>(work.bias) + column;
         const bool known = work.bias != nullptr && column < work.results;
-        hidden_bias[j] = known ? read_ahead(bias) : 0;
-        gate_bias[j] = known ? read_ahead(bias + work.results) : 0;
+        hidden_bias[j] = known ? hopper::read_ahead(bias) : 0;
+        gate_bias[j] = known ? hopper::read_ahead(bias + work.results) : 0;
       }
-      for (int step = 0; step < work.steps; ++step, ring.next()) {
-        hopper::wait(full + ring.stage, ring.turn);
-        const uint64_t a = hopper::operand(left + ring.stage * Shape::kLeft + half * kBlocks * 64 * kDepth * 2);
-        const uint64_t b = hopper::operand(right + ring.stage * Shape::kRight);
-#pragma unroll
-        for (int block = 0; block < kBlocks; ++block) hopper::pin(sums[block]);
-        hopper::begin_products();
-#pragma unroll
-        for (int k = 0; k < kDepth / 16; ++k) {
-#pragma unroll
-          for (int block = 0; block < kBlocks; ++block) {
-            const uint64_t rows = a + block * (64 * kDepth * 2 >> 4);
-            hopper::Multiply<T, Shape::kColumns>::run(sums[block], rows + 2 * k, b + 2 * k, step > 0 || k > 0);
-          }
-        }
-        hopper::commit_products();
-        // The products before these are done then, and their stage is free.
-        hopper::await_products<1>();
-#pragma unroll
-        for (int block = 0; block < kBlocks; ++block) hopper::pin(sums[block]);
-        if (step > 0 && lane < size) hopper::arrive_at(empty + ring.before(), lane);
-      }
-      hopper::await_products<0>();
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) hopper::pin(sums[block]);
-      if (lane < size) hopper::arrive_at(empty + ring.before(), lane);
+      const int reader = lane < size ? lane : -1;
+      hopper::add_products<T, kDepth>(sums, false, ring, 0, work.steps, left, right, half, full, empty, reader);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         finish<T, kResults>(sums[block], hidden_bias, gate_bias, part, work,

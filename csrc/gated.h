@@ -12,10 +12,10 @@ struct Tile {
   static constexpr int kRows = 128 * kBlocks, kColumns = 2 * kResults;
   static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
   // Each warp rounds 16 rows of 64 results into its part, and stores them from there in whole lines.
-  static constexpr int kPart = 16 * 64 * 2;
+  static constexpr int kParts = kWarps * 16 * 64 * 2;
   static constexpr int kBarriers = 128;
-  static constexpr int kStages = (kSharedLimit - kAlignment - kBarriers - kWarps * kPart) / (kLeft + kRight);
-  static constexpr int kShared = kAlignment + kBarriers + kWarps * kPart + kStages * (kLeft + kRight);
+  static constexpr int kStages = (kSharedLimit - kAlignment - kBarriers - kParts) / (kLeft + kRight);
+  static constexpr int kShared = kAlignment + kBarriers + kParts + kStages * (kLeft + kRight);
   static_assert(kStages > 1 && kStages * 16 <= kBarriers);
   static_assert(kRight / 2 % 1024 == 0 && kResults % 16 == 0);
 };

@@ -47,6 +47,11 @@ __device__ inline void wait(uint64_t* barrier, uint32_t parity) {
       : "memory");
 }
 
+// --- launches --------------------------------------------------------------------------------------------------------
+
+// Before the first access to global memory: the kernel before may still run when this one is launched to overlap with it.
+__device__ inline void await_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // --- clusters -------------------------------------------------------------------------------------------------------
 
 __device__ inline uint32_t rank_in_cluster() {

@@ -1,6 +1,8 @@
 // Products of Hopper's tensor cores: d += a @ b.T for 64 rows and N columns, both operands in shared memory.
 #pragma once
 
+#include "hopper.h"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -71,6 +73,43 @@ REWRITER_MULTIPLY_256(__nv_bfloat16, "bf16")
 #undef REWRITER_MULTIPLY_160
 #undef REWRITER_MULTIPLY_256
 #undef REWRITER_8
+
+// The sums of kBlocks x 64 rows of a tile over the steps `begin` to `end`, as one of two groups of four warps that share
+// a ring of stages. more: whether what the sums hold stays in them; half: which group, and so which rows; left, right:
+// the stages of both operands, which `full` says are there; reader: the block whose `empty` this lane tells when its
+// warp has read a stage, -1 for none.
+template <typename T, int kDepth, int kBlocks, int kSums, int kStages>
+__device__ __forceinline__ void add_products(float (&sums)[kBlocks][kSums], bool more, Ring<kStages>& ring, int begin,
+                                             int end, const unsigned char* left, const unsigned char* right, int half,
+                                             uint64_t* full, uint64_t* empty, int reader) {
+  constexpr int kColumns = 2 * kSums, kBlock = 64 * kDepth * 2;
+  for (int step = begin; step < end; ++step, ring.next()) {
+    wait(full + ring.stage, ring.turn);
+    const uint64_t a = operand(left + (2 * ring.stage + half) * kBlocks * kBlock);
+    const uint64_t b = operand(right + ring.stage * kColumns * kDepth * 2);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < kDepth / 16; ++k) {
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        const bool adds = more || step > begin || k > 0;
+        Multiply<T, kColumns>::run(sums[block], a + block * (kBlock >> 4) + 2 * k, b + 2 * k, adds);
+      }
+    }
+    commit_products();
+    // The products before these are done then, and their stage is free.
+    await_products<1>();
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
+    if (step > begin && reader >= 0) arrive_at(empty + ring.before(), reader);
+  }
+  await_products<0>();
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
+  if (reader >= 0) arrive_at(empty + ring.before(), reader);
+}
 
 #endif
 

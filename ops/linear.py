@@ -36,7 +36,9 @@ def linear_geglu(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> torch
     x: [..., K], weight: [2 * N, K], bias: [2 * N] or None, f16|bf16|f32|f64. Result: [..., N] in x's dtype.
     """
     hidden, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
-    return (widen(hidden) * F.gelu(widen(gate))).to(hidden.dtype)
+    # In place: a result of this width in f32 is a large part of the memory that a video needs, a second one too much.
+    product: torch.Tensor = torch.ops.aten.gelu_(widen(gate))
+    return product.mul_(hidden).to(hidden.dtype).contiguous()
 
 
 define("linear_act(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor", linear_act)

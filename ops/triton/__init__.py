@@ -1,6 +1,7 @@
 """The ops in Triton. Importing this package adds the provider "triton" to them."""
 
 from rewriter.ops.triton import (
+    attention,
     conv,
     gated,
     group_norm,
@@ -16,6 +17,7 @@ from rewriter.ops.triton import (
 from rewriter.ops.triton.device import unavailable
 
 __all__ = [
+    "attention",
     "conv",
     "gated",
     "group_norm",

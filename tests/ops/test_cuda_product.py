@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from rewriter.ops import OPS
 from rewriter.ops import providers as packages
-from rewriter.ops.cuda import product
+from rewriter.ops.cuda import convolution, product, tiles
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 on_hopper = pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0")
@@ -21,7 +21,8 @@ PLAIN = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, "none")
 @pytest.fixture
 def as_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has questions about a call answered as there, where only the shapes decide."""
-    monkeypatch.setattr(product, "_refusal", lambda *_: None)
+    for module in (convolution, product):
+        monkeypatch.setattr(module, "refusal", lambda *_: None)
 
 
 def channels_last(*shape: int) -> torch.Tensor:
@@ -31,7 +32,7 @@ def channels_last(*shape: int) -> torch.Tensor:
 
 def test_operands_on_the_cpu_are_refused() -> None:
     x, weight = channels_last(1, 8, 4, 4), channels_last(8, 8, 3, 3)
-    assert product.takes_conv_act(x, weight, None, *PLAIN) == "the operands are not all on one CUDA device"
+    assert convolution.takes_conv_act(x, weight, None, *PLAIN) == "the operands are not all on one CUDA device"
     assert product.takes_geglu(x, weight, None) == "the operands are not all on one CUDA device"
 
 
@@ -55,8 +56,8 @@ def test_what_the_convolution_does_not_take(change: dict[str, Any], reason: str)
     names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups", "activation")
     call: dict[str, Any] = {"x": channels_last(1, 8, 4, 4), "weight": channels_last(8, 8, 3, 3), "bias": None}
     call |= dict(zip(names, PLAIN, strict=True))
-    assert product.takes_conv_act(*call.values()) is None
-    found = product.takes_conv_act(*(call | change).values())
+    assert convolution.takes_conv_act(*call.values()) is None
+    found = convolution.takes_conv_act(*(call | change).values())
     assert found is not None
     assert reason in found
 
@@ -64,13 +65,13 @@ def test_what_the_convolution_does_not_take(change: dict[str, Any], reason: str)
 @pytest.mark.usefixtures("as_on_hopper")
 def test_an_addend_that_broadcasts_is_refused() -> None:
     x, weight = channels_last(1, 8, 4, 4), channels_last(8, 8, 3, 3)
-    assert product.takes_conv_add(x, weight, None, channels_last(1, 8, 4, 4), *PLAIN) is None
+    assert convolution.takes_conv_add(x, weight, None, channels_last(1, 8, 4, 4), *PLAIN) is None
     assert (
-        product.takes_conv_add(x, weight, None, channels_last(1, 8, 1, 1), *PLAIN)
+        convolution.takes_conv_add(x, weight, None, channels_last(1, 8, 1, 1), *PLAIN)
         == "the addend broadcasts or promotes"
     )
     plain = torch.zeros(1, 8, 4, 4, dtype=torch.float16)
-    assert product.takes_conv_add(x, weight, None, plain, *PLAIN) == "the addend's channels are not innermost"
+    assert convolution.takes_conv_add(x, weight, None, plain, *PLAIN) == "the addend's channels are not innermost"
 
 
 @pytest.mark.parametrize("depth", [1, 3, 45, 180])
@@ -83,11 +84,50 @@ def test_every_way_to_share_the_work_fits(monkeypatch: pytest.MonkeyPatch, depth
         torch.empty(2, 64 * depth, pixels, pixels, device="meta"),
         torch.empty(320, 64 * depth, 1, 1, device="meta"),
     )
-    found = product.conv_configs(x, weight, None, [1, 1], [0, 0])
+    found = convolution.configs(x, weight, None, [1, 1], [0, 0])
     assert found
     for config in found:
         assert config["across"] * config["along"] * config["splits"] <= 8
-        assert config["splits"] == 1 or config["splits"] * 4 <= depth
+        assert config["splits"] == 1 or (config["splits"] * 4 <= depth and config["rows"] == 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"activation": "silu"}, "no epilogue for silu"),
+        ({"x": torch.zeros(63, 16), "residual": torch.zeros(63, 24)}, "few rows"),
+        ({"weight": torch.zeros(20, 16), "residual": torch.zeros(64, 20)}, "no multiple of 8"),
+        ({"x": torch.zeros(64, 12), "weight": torch.zeros(24, 12)}, "no multiple of 8"),
+        ({"x": torch.zeros(64, 32)[:, ::2]}, "rows with gaps"),
+        ({"weight": torch.zeros(16, 24).t()}, "rows with gaps"),
+        ({"weight": torch.zeros(24, 8)}, "shapes that torch refuses too"),
+        ({"residual": torch.zeros(24)}, "the residual broadcasts"),
+        ({"residual": torch.zeros(64, 24, dtype=torch.float64)}, "the residual broadcasts, promotes"),
+        ({"residual": torch.zeros(24, 64).t()}, "the residual has gaps"),
+    ],
+)
+@pytest.mark.usefixtures("as_on_hopper")
+def test_what_the_linear_layer_does_not_take(change: dict[str, Any], reason: str) -> None:
+    call: dict[str, Any] = {"x": torch.zeros(64, 16), "weight": torch.zeros(24, 16), "bias": None}
+    assert product.takes_act(*call.values(), "none") is None
+    assert product.takes_add(*call.values(), torch.zeros(64, 24)) is None
+    call = call | {"residual": torch.zeros(64, 24), "activation": "none"} | change
+    activation = call.pop("activation")
+    found = product.takes_add(*call.values()) if activation == "none" else None
+    found = found or product.takes_act(call["x"], call["weight"], call["bias"], activation)
+    assert found is not None
+    assert reason in found
+
+
+@pytest.mark.parametrize(("rows", "columns", "steps"), [(64, 8, 1), (2048, 1280, 20), (8192, 5120, 20), (130, 320, 5)])
+def test_every_config_is_one_that_the_kernel_has(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, steps: int
+) -> None:
+    monkeypatch.setattr(torch.ops, "rewriter_cuda", types.SimpleNamespace(clusters=lambda _, size: 120 // size), False)
+    found = tiles.ways_to_share(torch.empty(0), rows, columns, steps)
+    assert found
+    assert all(config["rows"] in (128, 256) for config in found)
+    assert len({tuple(config.values()) for config in found}) == len(found)
 
 
 @on_hopper
@@ -113,11 +153,27 @@ def test_convolutions_equal_torch(
     rest = ([1] * len(stride), False, [0] * len(stride), 1)
     exact = torch.convolution(x.double(), weight.double(), bias.double(), stride, padding, *rest)
     addend = torch.randn_like(exact).to(dtype)
-    for config in product.conv_configs(x, weight, bias, stride, padding):
-        alone = product.conv_act(x, weight, bias, stride, padding, *rest, "none", **config)
+    for config in convolution.configs(x, weight, bias, stride, padding):
+        alone = convolution.conv_act(x, weight, bias, stride, padding, *rest, "none", **config)
         torch.testing.assert_close(alone.double(), exact, rtol=1e-2, atol=2e-2 * float(exact.std()))
-        added = product.conv_add(x, weight, bias, addend, stride, padding, *rest, "none", **config)
+        added = convolution.conv_add(x, weight, bias, addend, stride, padding, *rest, "none", **config)
         torch.testing.assert_close(added.double(), exact + addend.double(), rtol=1e-2, atol=2e-2 * float(exact.std()))
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("m", "k", "n"), [(64, 8, 8), (100, 72, 136), (513, 320, 168), (2048, 1280, 1280)])
+def test_linear_layers_equal_torch(dtype: torch.dtype, m: int, k: int, n: int) -> None:
+    assert "cuda" not in packages.load()
+    x, weight, bias, residual = (torch.randn(s, device="cuda", dtype=dtype) for s in ((m, k), (n, k), (n,), (m, n)))
+    weight *= k**-0.5
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    bound = 4e-3 if dtype == torch.float16 else 3e-2
+    for config in product.linear_configs(x, weight):
+        alone = product.linear_act(x, weight, bias, "none", **config)
+        torch.testing.assert_close(alone.double(), exact, rtol=bound, atol=bound)
+        added = product.linear_add(x, weight, bias, residual, **config)
+        torch.testing.assert_close(added.double(), exact + residual.double(), rtol=bound, atol=bound)
 
 
 @on_hopper
