@@ -32,6 +32,9 @@ class _Bar(Progress):
     def begin(self, jobs: int, processes: int) -> None:  # noqa: ARG002
         self.bar.total = jobs
 
+    def since(self, text: str) -> None:
+        self.bar.write(text, file=sys.stderr)
+
     def done(self, job: Job, outcome: str, seconds: float) -> None:  # noqa: ARG002
         self.bar.set_postfix_str(str(job), refresh=False)
         self.bar.update()
@@ -46,6 +49,9 @@ class _Lines(Progress):
     def begin(self, jobs: int, processes: int) -> None:
         self.jobs = jobs
         self.say(f"{jobs} jobs for {processes} {'process' if processes == 1 else 'processes'}")
+
+    def since(self, text: str) -> None:
+        self.say(text)
 
     def done(self, job: Job, outcome: str, seconds: float) -> None:
         self.count += 1

@@ -21,8 +21,11 @@ DESCRIPTION = """\
 Proves each rule of the files, or of the default pack, on inputs drawn from its own entry: in every dtype, by every
 provider of its ops, against its own pattern in float64. The proofs run in a process of their own, so that a kernel
 that breaks it costs one proof. The verdict on this machine is kept where `rewriter.optimize` reads it: rules that
-failed are left out there. The exit status is 1 if a rule failed or a mutant of it survived, 3 if nothing failed but
-something could not be tried. Ended by a signal, or when the time is over, it still writes what it found.
+failed are left out there. The verdict says of each rule what its proofs are of: the rule itself, the code that its ops
+depend on, the machine and its versions. With --since, only the rules for which one of these has changed, or that were
+not done, are proved anew, and the rest is taken from that verdict. The exit status is 1 if a rule failed or a mutant of
+it survived, 3 if nothing failed but something could not be tried. Ended by a signal, or when the time is over, it still
+writes what it found.
 """
 EXAMPLE = "rewriter test my-rules.yaml --device cuda --time --out verdict"
 
@@ -65,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mutants",
         action=argparse.BooleanOptionalAction,
         help="also try mutations of each rule, which must not pass (default: on a CPU)",
+    )
+    parser.add_argument(
+        "--since",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="a verdict file, or a folder with one: prove only what has changed since, and keep the rest of it",
     )
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help="write the verdict, a page and a summary there")
     parser.add_argument(
@@ -137,6 +146,7 @@ def _campaign(arguments: argparse.Namespace) -> Results:
         mutants=arguments.device == "cpu" if arguments.mutants is None else arguments.mutants,
         jobs=arguments.jobs or _cores(),
         within=arguments.within,
+        since=None if arguments.since is None else _since(arguments.since),
     )
     stop = Stop()
     with shown() as progress, interruptible(stop):
@@ -149,10 +159,28 @@ def _campaign(arguments: argparse.Namespace) -> Results:
             raise
 
 
+def _since(path: pathlib.Path) -> Results | None:
+    """The earlier verdict; None, with a line that says so, for one of an older format. Raises WrongUsage."""
+    from rewriter.proof import verdict
+
+    file = path / "verdict.json" if path.is_dir() else path
+    try:
+        return verdict.read(file)
+    except OSError as error:
+        raise WrongUsage(f"--since: cannot read {file}: {error.strerror or error}; expected a verdict file") from error
+    except verdict.Outdated as error:
+        complain(f"nothing of {file} is kept: {error}")
+        return None
+    except verdict.Unusable as error:
+        raise WrongUsage(f"--since: {file}: {error}") from error
+
+
 def _example(arguments: argparse.Namespace) -> Results:
     from rewriter.proof.campaign import run_example
     from rewriter.proof.outcome import Example
 
+    if arguments.since is not None:
+        raise WrongUsage("--since: expected no --example beside it")
     if len(arguments.rule) != 1 or len(arguments.provider) != 1:
         raise WrongUsage("--example: expected one --rule and one --provider beside it")
     try:

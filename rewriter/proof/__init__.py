@@ -8,4 +8,6 @@
 - Many proofs on a machine: `campaign`, with `jobs`, `pool` and `worker`.
 - Their speed at the `sites` of real models: `timing`.
 - What came out: `outcome` for one proof, `results` for all, kept by `verdict`, shown by `summary` and `page`.
+- What it holds for: `machine`, and `code` with `native` for the files that a rule's ops depend on; `since` keeps what
+  still holds and leaves the rest to be proved anew.
 """

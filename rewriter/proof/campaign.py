@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rewriter.proof.jobs import Job, Plan, Request, known, planned
+from rewriter.proof.jobs import Job, Plan, Request, known, left, planned
 from rewriter.proof.outcome import Example, Failure, Proof
 from rewriter.proof.pool import JobError, Refused, Setup, Stopped, Worker
 from rewriter.proof.results import Ceilings, Machine, Results, Score, Timed, proof_of, timed_of
+from rewriter.proof.since import bases, changes, merged, remaining, still_true
 
 # A rule that has stopped so many workers is not tried with further dtypes and providers.
 _MOST_STOPS = 6
@@ -23,8 +24,6 @@ _SHARE = 3 * 2**30
 # Of the time that there is, what the proofs may take where something is timed too, and what one proof may take.
 _PROOFS = 0.7
 _ONE_PROOF = 0.25
-# Jobs that are named one by one where they were not done.
-_NAMED = 8
 
 
 class Progress:
@@ -32,6 +31,9 @@ class Progress:
 
     def begin(self, jobs: int, processes: int) -> None:
         """So many jobs by so many processes are to be done."""
+
+    def since(self, text: str) -> None:
+        """What is tried again since earlier results, and why, in a line."""
 
     def done(self, job: Job, outcome: str, seconds: float) -> None:
         """A job is done, with an outcome in a few words."""
@@ -107,6 +109,7 @@ class _Campaign:
         self.undone: dict[Job, str] = {}
         self.stops: dict[str, int] = {}
         self.ceilings: Ceilings | None = None
+        self.changes = ""
         self.failure: BaseException | None = None
         self.lock = threading.Lock()
         self.start = time.monotonic()
@@ -118,6 +121,13 @@ class _Campaign:
             self.stop.watch([worker])
             about = worker.about()
             plan = planned(request, about["rules"])
+            kept = None
+            if request.since is not None:
+                machine, rules = Machine(**about["machine"]), bases(about["rules"], _now())
+                kept = still_true(request.since, machine, rules)
+                plan = remaining(plan, kept, request.examples)
+                self.changes = changes(request.since, machine, rules, plan)
+                self.progress.since(self.changes)
             count = request.jobs if about["memory"] is None else min(request.jobs, about["memory"] // _SHARE)
             workers = [worker, *(stack.enter_context(Worker(request.setup)) for _ in range(1, count))]
             timings = [Job(kind="ceilings", rule="the card"), *plan.timings] if plan.timings else []
@@ -130,7 +140,8 @@ class _Campaign:
                 if worker.killed:
                     worker = stack.enter_context(Worker(request.setup))
                 self.serve([worker], [[job] for job in timings], 1.0)
-        return self.results(about, plan)
+        results = self.results(about, plan)
+        return results if kept is None else merged(kept, results)
 
     def results(self, about: Mapping[str, Any], plan: Plan) -> Results:
         """What has become of the jobs."""
@@ -144,7 +155,8 @@ class _Campaign:
             scores=tuple(self.scores[job] for job in jobs if job in self.scores),
             timings=tuple(self.timings[job] for job in timings if job in self.timings),
             ceilings=self.ceilings,
-            problems=(*self.problems.values(), *_left(self.undone)),
+            problems=(*self.problems.values(), *left(self.undone)),
+            since=self.changes,
         )
 
     def serve(self, workers: Sequence[Worker], groups: Sequence[list[Job]], share: float) -> None:
@@ -257,15 +269,6 @@ class _Campaign:
         return str(stopped)
 
 
-def _left(undone: Mapping[Job, str]) -> Iterator[str]:
-    """The jobs that were not done, by the reason, in a line each."""
-    for reason in dict.fromkeys(undone.values()):
-        jobs = [str(job) for job, other in undone.items() if other == reason and job.kind != "compile"]
-        more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
-        if jobs:
-            yield f"{len(jobs)} not done, {reason}: {', '.join(jobs[:_NAMED])}{more}"
-
-
 def _stopped(job: Job, device: str, stopped: Stopped) -> Proof:
     example = None if stopped.example is None else Example.parse(stopped.example)
     return Proof(
@@ -281,13 +284,18 @@ def _stopped(job: Job, device: str, stopped: Stopped) -> Proof:
     )
 
 
-def _results(setup: Setup, about: Mapping[str, Any], **found: Any) -> Results:
-    notes = tuple(f"the {name} providers are missing: {reason}" for name, reason in about["missing"].items())
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _results(setup: Setup, about: Mapping[str, Any], since: str = "", **found: Any) -> Results:
+    notes = [f"the {name} providers are missing: {reason}" for name, reason in about["missing"].items()]
+    date = _now()
     return Results(
         machine=Machine(**about["machine"]),
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        date=date,
         sources=() if setup.sources == ("default",) else setup.sources,
-        rules={rule["id"]: rule["digest"] for rule in about["rules"]},
-        notes=notes,
+        rules=bases(about["rules"], date),
+        notes=(*notes, *([since] if since else [])),
         **found,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rewriter.errors import RewriterError
 from rewriter.proof.pool import Setup
+from rewriter.proof.results import Results
 
 
 class UnknownChoice(RewriterError, ValueError):
@@ -21,6 +22,7 @@ class Request:
 
     `jobs`: worker processes at once, or fewer where a GPU has no memory for so many. What is timed is in the setup.
     `within`: seconds after which what is not done is left; None for as long as it takes.
+    `since`: earlier results; what they still say about the same rule, code and machine is kept and not tried again.
     """
 
     setup: Setup
@@ -32,6 +34,7 @@ class Request:
     mutants: bool = True
     jobs: int = 1
     within: float | None = None
+    since: Results | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Job:
         return " ".join(filter(None, (self.rule, self.dtype, self.provider, kind)))
 
 
+# Jobs that are named one by one where they were not done.
+_NAMED = 8
 # Kinds of jobs about a rule's site of that number.
 _SITED = ("compile", "time")
 
@@ -113,3 +118,12 @@ def known(option: str, asked: Sequence[str], there: Sequence[str]) -> None:
                 f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names[:12])}" if names else "none"
             )
             raise UnknownChoice(f"{option}: found {name!r}, which nothing here has; {what}")
+
+
+def left(undone: Mapping[Job, str]) -> Iterator[str]:
+    """The jobs that were not done, by the reason, in a line each."""
+    for reason in dict.fromkeys(undone.values()):
+        jobs = [str(job) for job, other in undone.items() if other == reason and job.kind != "compile"]
+        more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
+        if jobs:
+            yield f"{len(jobs)} not done, {reason}: {', '.join(jobs[:_NAMED])}{more}"

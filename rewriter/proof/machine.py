@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
-import pathlib
 import subprocess
 
 from rewriter.proof.results import Machine
@@ -28,7 +26,7 @@ def this_machine(device: str) -> Machine:
         sm = 10 * major + minor
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
         versions["driver"] = _driver()
-    return Machine(device=device, name=machine_name(device), sm=sm, versions=versions, ops=ops_digest())
+    return Machine(device=device, name=machine_name(device), sm=sm, versions=versions)
 
 
 def machine_name(device: str) -> str:
@@ -39,22 +37,6 @@ def machine_name(device: str) -> str:
 
     found = machine(device)
     return found["gpu"] if device == "cuda" and torch.cuda.is_available() else found.get("cpu", device)
-
-
-@functools.cache
-def ops_digest() -> str:
-    """A hash of the code of all ops: of the Python files and of the CUDA sources."""
-    from rewriter import ops
-
-    digest = hashlib.sha256()
-    folder = pathlib.Path(ops.__file__).parent
-    sources = [folder, *(path for path in (folder.parent / "csrc",) if path.is_dir())]
-    for path in sorted(path for source in sources for path in source.rglob("*") if path.suffix in _CODE):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-_CODE = (".py", ".cpp", ".cu", ".h")
 
 
 def _version(package: str) -> str:

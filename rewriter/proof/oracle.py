@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rewriter.causes import described
 from rewriter.language.rule import Rule
 from rewriter.language.syntax import read_variables
 from rewriter.ops import dispatch
@@ -76,7 +77,7 @@ def unfused(module: PatternModule) -> Unfused:
         try:
             module(*module.example(), names=names)
         except (RuntimeError, ValueError, IndexError, NotImplementedError, TypeError) as error:
-            raise InvalidExample(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+            raise InvalidExample(described(error)) from error
     return Unfused(_outputs(module.rule, names), names)
 
 

@@ -8,7 +8,7 @@ from html import escape
 from rewriter.proof import plots
 from rewriter.proof.outcome import Proof
 from rewriter.proof.results import Results, Timed
-from rewriter.proof.summary import achieved, cell, dtypes, headline, rows
+from rewriter.proof.summary import achieved, cell, dates, dtypes, headline, rows
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #62676e; --line: #d9dce0; --paper: #fff; --card: #f5f6f8;
@@ -81,7 +81,8 @@ def _where(results: Results) -> str:
 def _proofs(results: Results) -> list[str]:
     columns = dtypes(results)
     scores = {score.rule: f"{score.killed} of {score.total}" for score in results.scores}
-    heads = ["Rule", "Provider", *columns, *(["Mutants killed"] if scores else [])]
+    since = dates(results)
+    heads = ["Rule", "Provider", *columns, *(["Mutants killed"] if scores else []), *(["Since"] if since else [])]
     body, before = [], ""
     for rule, provider, proofs in rows(results):
         first, before = rule != before, rule
@@ -89,6 +90,8 @@ def _proofs(results: Results) -> list[str]:
         cells += [_proof(proofs.get(dtype)) for dtype in columns]
         if scores:
             cells.append(f'<td class="number">{escape(scores.get(rule, "")) if first else ""}</td>')
+        if since:
+            cells.append(f'<td class="number">{escape(since.get(rule, "")) if first else ""}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     examples = sum(proof.examples for proof in results.proofs)
     return [

@@ -12,21 +12,35 @@ from rewriter.proof.outcome import Example, Failure, Proof
 
 # Providers that every call falls back to: the references of the ops, and a replacement without such ops.
 FALLBACKS = ("torch", "graph")
+# Of a verdict file.
+FORMAT = 2
 Document = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What the results hold for. `name`: of the GPU, or of the CPU where `device` is "cpu"; `sm`: such as 90.
-
-    `ops`: a hash of the code of all ops; a proof says nothing about another one.
-    """
+    """What the results hold for. `name`: of the GPU, or of the CPU where `device` is "cpu"; `sm`: such as 90."""
 
     device: str
     name: str
     sm: int | None
     versions: Mapping[str, str]
-    ops: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What the results about a rule are of: hashes of the rule itself and of the code that its ops depend on.
+
+    They say nothing about another rule or other code. `date`: of the oldest of the results.
+    """
+
+    digest: str
+    code: str
+    date: str
+
+    def same(self, other: Basis) -> bool:
+        """Whether results of both are about the same."""
+        return (self.digest, self.code) == (other.digest, other.code)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +121,16 @@ class Ceilings:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """`rules`: digest by id. `sources`: the files or packs as they were named. `problems`: what was not done, and why;
-    `notes`: what is not there to be tried, such as providers that need a compiler.
+    """`rules`: by id. `date`: of the newest result. `sources`: the files or packs as they were named.
+
+    `problems`: what was not done, and why; `notes`: what is not there to be tried, such as providers that need a
+    compiler, and what was kept of earlier results.
     """
 
     machine: Machine
     date: str
     sources: tuple[str, ...]
-    rules: Mapping[str, str]
+    rules: Mapping[str, Basis]
     proofs: tuple[Proof, ...]
     scores: tuple[Score, ...] = ()
     timings: tuple[Timed, ...] = ()
@@ -184,11 +200,11 @@ def timed_of(document: Mapping[str, Any]) -> Timed:
 def to_document(results: Results) -> Document:
     """Plain dicts, lists, strings and finite numbers."""
     return {
-        "format": 1,
+        "format": FORMAT,
         "machine": dataclasses.asdict(results.machine),
         "date": results.date,
         "sources": list(results.sources),
-        "rules": dict(results.rules),
+        "rules": {rule: dataclasses.asdict(basis) for rule, basis in results.rules.items()},
         "proofs": [proof_document(proof) for proof in results.proofs],
         "scores": [dataclasses.asdict(score) for score in results.scores],
         "timings": [dataclasses.asdict(timed) for timed in results.timings],
@@ -205,7 +221,7 @@ def of_document(document: Mapping[str, Any]) -> Results:
         machine=Machine(**document["machine"]),
         date=document["date"],
         sources=tuple(document["sources"]),
-        rules=dict(document["rules"]),
+        rules={rule: Basis(**basis) for rule, basis in document["rules"].items()},
         proofs=tuple(proof_of(proof) for proof in document["proofs"]),
         scores=tuple(Score(**{**score, "survivors": tuple(score["survivors"])}) for score in document["scores"]),
         timings=tuple(timed_of(timed) for timed in document["timings"]),

@@ -48,6 +48,12 @@ def rows(results: Results) -> list[tuple[str, str, dict[str, Proof]]]:
     return [(rule, provider, proofs) for (rule, provider), proofs in found.items()]
 
 
+def dates(results: Results) -> dict[str, str]:
+    """Since when the results about each rule stand; empty where all are of the same run."""
+    found = {proof.rule: results.rules[proof.rule].date for proof in results.proofs if proof.rule in results.rules}
+    return found if set(found.values()) - {results.date} else {}
+
+
 def cell(proof: Proof | None) -> str:
     """The largest error by what is allowed; "failed"; "refused" where the provider took no example."""
     if proof is None:
@@ -94,17 +100,21 @@ def _proofs(results: Results) -> list[str]:
         return ["Nothing was proved."]
     columns = dtypes(results)
     scores = {score.rule: f"{score.killed} of {score.total}" for score in results.scores}
+    since = dates(results)
     body, before = [], ""
     for rule, provider, proofs in rows(results):
         first = rule != before
         cells = [cell(proofs.get(dtype)) for dtype in columns]
-        body.append(
-            [rule if first else "", provider, *cells, *([scores.get(rule, "") if first else ""] if scores else [])]
-        )
+        texts = [*([scores.get(rule, "")] if scores else []), *([since.get(rule, "")] if since else [])]
+        body.append([rule if first else "", provider, *cells, *(text if first else "" for text in texts)])
         before = rule
     examples = sum(proof.examples for proof in results.proofs)
     return [
-        table(["rule", "provider", *columns, *(["mutants killed"] if scores else [])], body, right=2),
+        table(
+            ["rule", "provider", *columns, *(["mutants killed"] if scores else []), *(["since"] if since else [])],
+            body,
+            right=2,
+        ),
         f"Numbers: the largest error in {examples} examples, as a share of what is allowed.",
     ]
 

@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rewriter import torch_ir
+from rewriter.causes import described
 from rewriter.graph.conditions import Target
 from rewriter.graph.engine import rewrite
 from rewriter.graph.view import View
@@ -26,7 +27,6 @@ from rewriter.proof.program import PatternModule, capture
 from rewriter.proof.results import Ceilings, Fused, Timed
 from rewriter.proof.sites import Site
 from rewriter.proof.stopwatch import measured
-from rewriter.proof.trial import shown
 
 # Inputs in turn, so many that none is still in the cache when its turn comes again.
 _MOST_SETS = 256
@@ -57,7 +57,7 @@ def time_site(rule: Rule, site: Site, device: str) -> Timed:
         try:
             return _Timing(rule, site, device).run(timed)
         except (*_FAILS, Unmeasurable) as error:
-            return dataclasses.replace(timed, reason=shown(error))
+            return dataclasses.replace(timed, reason=described(error))
         finally:
             _give_back(device)
 
@@ -146,7 +146,7 @@ class _Timing:
                 self.check(_tensors(after[0]()))
                 return Fused(provider=provider, config=config, time=measured(after, self.device), reason=None)
         except _FAILS as error:
-            return Fused(provider=provider, config=config, time=None, reason=shown(error))
+            return Fused(provider=provider, config=config, time=None, reason=described(error))
 
     def check(self, found: Sequence[torch.Tensor]) -> None:
         """Raises ArithmeticError where results at real extents are not the pattern's: proofs are at small ones.

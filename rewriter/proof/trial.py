@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 
 import torch
 
+from rewriter.causes import described
 from rewriter.language.rule import Rule
 from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof import fences, fused, oracle
@@ -20,7 +20,6 @@ from rewriter.proof.program import PatternModule, flat
 from rewriter.proof.sample import Sample, draw
 from rewriter.proof.tolerance import FLOOR, Verdict
 
-_RAISED = re.compile(r"\w+(Error|Exception|Interrupt|Warning): ")
 # What memory holds in a second run that tells whether a wrong result comes from there.
 _OTHER = 0.5
 
@@ -91,7 +90,7 @@ class Trial:
         try:
             program = fused.build(self.rule, module, self.device)
         except RuntimeError as error:
-            return self.failure("raises", f"capturing the pattern raises {shown(error)}")
+            return self.failure("raises", f"capturing the pattern raises {described(error)}")
         if isinstance(program, str):
             return self.failure("does not fire", program)
         fences.restore(self.tensors, before)
@@ -103,7 +102,7 @@ class Trial:
         try:
             calls = self.perform(program)
         except Exception as error:
-            return self.failure("raises", f"the replacement raises {shown(error)}")
+            return self.failure("raises", f"the replacement raises {described(error)}")
         wrong = self.calls(calls) or self.memory(expected, program)
         if wrong is not None:
             return self.failure(wrong.kind, wrong.message)
@@ -233,17 +232,6 @@ def _inside(x: torch.Tensor, positions: list[int]) -> list[list[int]]:
         x.shape, x.stride(), x.storage_offset()
     )
     return [[int(each) for each in at] for at in torch.isin(places, torch.tensor(positions, device=x.device)).nonzero()]
-
-
-def shown(error: BaseException) -> str:
-    """Kind and first line of an error. One out of a TorchScript graph has its origin's in the middle of its message."""
-    lines = str(error).strip().splitlines() or [""]
-    raised = [line for line in lines if line.startswith("RuntimeError: ")]
-    if not raised:
-        return f"{type(error).__name__}: {lines[0]}"
-    # An op in Python puts the name of its own error before the message.
-    inner = raised[-1].removeprefix("RuntimeError: ")
-    return inner if _RAISED.match(inner) else raised[-1]
 
 
 def outputs_changed(before: list[torch.Tensor], after: list[torch.Tensor]) -> bool:

@@ -10,12 +10,15 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rewriter.measure.cache import cache_folder
-from rewriter.proof.machine import machine_name, ops_digest
-from rewriter.proof.results import FALLBACKS, Results, of_document, to_document
+from rewriter.proof.code import code_digest
+from rewriter.proof.machine import machine_name
+from rewriter.proof.results import FALLBACKS, FORMAT, Results, of_document, to_document
+from rewriter.proof.since import merged
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
@@ -28,11 +31,15 @@ class Unusable(ValueError):
     """A verdict file that cannot be believed; the message says why."""
 
 
+class Outdated(Unusable):
+    """A verdict file of an older format, which does not say what code each rule's proofs are of."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Excluded:
     """What a machine's verdicts rule out. `rules`: id to reason; `providers`: (op, provider) to reason.
 
-    `ignored`: verdict files that were not used, and why.
+    `ignored`: verdict files, or what they say against some rules, that were not used, and why.
     """
 
     rules: Mapping[str, str]
@@ -57,26 +64,6 @@ def keep(results: Results) -> None:
     write(results, kept)
 
 
-def merged(old: Results, new: Results) -> Results:
-    """The new results, and the old ones about what was not tried again. Nothing of another machine or code stays."""
-    if old.machine != new.machine:
-        return new
-    same = {rule for rule, digest in old.rules.items() if new.rules.get(rule, digest) == digest}
-    proved = {(proof.rule, proof.dtype, proof.provider) for proof in new.proofs}
-    scored, timed = {score.rule for score in new.scores}, {one.rule for one in new.timings}
-    return dataclasses.replace(
-        new,
-        rules={**{rule: old.rules[rule] for rule in sorted(same)}, **new.rules},
-        proofs=(
-            *new.proofs,
-            *(p for p in old.proofs if p.rule in same and (p.rule, p.dtype, p.provider) not in proved),
-        ),
-        scores=(*new.scores, *(score for score in old.scores if score.rule in same - scored)),
-        timings=(*new.timings, *(one for one in old.timings if one.rule in same - timed)),
-        ceilings=new.ceilings or old.ceilings,
-    )
-
-
 def write(results: Results, target: pathlib.Path) -> None:
     """Writes the file as a whole or not at all. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +78,7 @@ def write(results: Results, target: pathlib.Path) -> None:
 
 
 def read(source: pathlib.Path) -> Results:
-    """The results in a file. Raises Unusable for what is no verdict, and OSError."""
+    """The results in a file. Raises Unusable for what is no verdict, Outdated for an older one, and OSError."""
     return _parsed(source.read_text(encoding="utf-8", errors="replace"))
 
 
@@ -99,8 +86,8 @@ def excluded(device: str, rules: RuleSet) -> Excluded:
     """What the verdicts on this machine say against these rules: the user's own file, and those that are shipped.
 
     A rule is out where its replacement fails with the ops' references, or by every provider that was tried; otherwise
-    only the providers are that fail. A verdict on another rule of the same name, or on other code of the ops, counts
-    for nothing.
+    only the providers are that fail. A verdict on another rule of the same name counts for nothing, and one on other
+    code of the rule's ops too; the rules that are in for that reason are named.
     """
     name = machine_name(device)
     found: dict[str, str] = {}
@@ -114,19 +101,29 @@ def excluded(device: str, rules: RuleSet) -> Excluded:
         except Unusable as error:
             ignored.append(f"the verdict file {where} is ignored: {error}")
             continue
-        _collect(verdict, rules, found, providers)
+        other = list(_collect(verdict, rules, found, providers))
+        if other:
+            ignored.append(
+                f"failures in the verdict file {where} are of other code and ignored: {', '.join(other)}; "
+                f"`rewriter test --device {device} --since {shlex.quote(where)}` proves anew what has changed"
+            )
     return Excluded(rules=found, providers=providers, ignored=tuple(ignored))
 
 
-def _collect(verdict: Results, rules: RuleSet, found: dict[str, str], providers: dict[tuple[str, str], str]) -> None:
+def _collect(
+    verdict: Results, rules: RuleSet, found: dict[str, str], providers: dict[tuple[str, str], str]
+) -> Iterator[str]:
+    """Enters what failed. Yields the rules whose failures are of other code."""
     for rule in rules:
         proofs = [proof for proof in verdict.proofs if proof.rule == rule.id]
         failed = [proof for proof in proofs if not proof.proved]
-        if not failed or verdict.rules.get(rule.id) != rule.digest:
+        basis = verdict.rules.get(rule.id)
+        if not failed or basis is None or basis.digest != rule.digest:
+            continue
+        if basis.code != code_digest(rule):
+            yield rule.id
             continue
         ops = {call.op for step in rule.replace for call in step.calls if call.op.startswith("rewriter::")}
-        if ops and verdict.machine.ops != ops_digest():
-            continue
         tried = {proof.provider for proof in proofs if proof.examples or not proof.proved}
         basic = [proof for proof in failed if proof.provider in FALLBACKS]
         if basic or {proof.provider for proof in failed} == tried:
@@ -140,7 +137,8 @@ def _collect(verdict: Results, rules: RuleSet, found: dict[str, str], providers:
 
 def _reason(what: str, proof: Proof, verdict: Results) -> str:
     assert proof.failure is not None
-    return f"{what} failed its proof on this machine ({proof.dtype}, {proof.failure.kind}, {verdict.date})"
+    date = verdict.rules[proof.rule].date
+    return f"{what} failed its proof on this machine ({proof.dtype}, {proof.failure.kind}, {date})"
 
 
 def _files(name: str) -> Iterator[tuple[str, str]]:
@@ -165,6 +163,11 @@ def _parsed(text: str) -> Results:
         document = json.loads(text, parse_constant=_no_number)
     except ValueError as error:
         raise Unusable(f"it is not JSON ({error})") from None
+    if isinstance(document, dict) and document.get("format") in range(1, FORMAT):
+        raise Outdated(
+            f"it has format {document['format']} and not {FORMAT}, so all of it counts as of other code; "
+            "`rewriter test` proves the rules anew"
+        )
     wrong = next(_schema().iter_errors(document), None)
     if wrong is not None:
         raise Unusable(f"at {wrong.json_path}: {wrong.message[:200]}")

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rewriter.causes import cause_of
 from rewriter.errors import RewriterError
 from rewriter.proof.outcome import Example, Failure, Proof
 
@@ -82,6 +83,7 @@ class _Worker:
         `sites`: what each of a rule's weighs; `memory`: bytes of the GPU.
         """
         from rewriter.proof.check import dtypes_of, providers_of
+        from rewriter.proof.code import code_digest
         from rewriter.proof.machine import this_machine
 
         rules = [
@@ -89,6 +91,7 @@ class _Worker:
                 "id": rule.id,
                 "file": rule.position.file,
                 "digest": rule.digest,
+                "code": code_digest(rule),
                 "dtypes": dtypes_of(rule),
                 "providers": providers_of(rule, self.device),
                 "sites": [site.numbers for site in self._sites(rule)],
@@ -119,8 +122,7 @@ class _Worker:
         try:
             torch.cuda.synchronize()
         except RuntimeError as error:
-            message = str(error).strip().splitlines()[0]
-            self.say({"event": "dead", "message": message})
+            self.say({"event": "dead", "message": cause_of(error)})
             os._exit(DEAD_CONTEXT)
 
     def _watch(self, example: Example) -> None:

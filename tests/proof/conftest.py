@@ -7,7 +7,7 @@ import types
 import pytest
 
 from rewriter.proof.outcome import Example, Failure, Proof
-from rewriter.proof.results import Ceilings, Fused, Machine, Results, Score, Spread, Timed
+from rewriter.proof.results import Basis, Ceilings, Fused, Machine, Results, Score, Spread, Timed
 
 EXAMPLE = Example(seed=3, dtype="f16", values="normal", layout="sliced", choice=0, dims=(("C", 63),))
 RULES = """\
@@ -85,15 +85,13 @@ def noisy(x):
 for kernel in (aborts, faults, hangs, killed, late, noisy):
     registry.provide("planted_gelu", kernel.__name__, kernel, lambda *_: None)
 """
-MACHINE = Machine(
-    device="cuda", name="A <GPU> 80GB", sm=90, versions={"rewriter": "0.1.0", "torch": "2.11.0"}, ops="0123456789abcdef"
-)
+MACHINE = Machine(device="cuda", name="A <GPU> 80GB", sm=90, versions={"rewriter": "0.1.0", "torch": "2.11.0"})
 
 
 @pytest.fixture
 def made() -> types.SimpleNamespace:
     """Functions that make results."""
-    return types.SimpleNamespace(proof=proof, timed=timed, results=results)
+    return types.SimpleNamespace(proof=proof, timed=timed, results=results, basis=basis)
 
 
 @pytest.fixture
@@ -160,13 +158,18 @@ def timed(rule: str = "a-rule", *, flops: int = 0, fused: float = 10.0) -> Timed
     )
 
 
+def basis(digest: str = "d1", code: str = "c1", date: str = "2026-01-01 00:00 UTC") -> Basis:
+    """Of results of that day."""
+    return Basis(digest=digest, code=code, date=date)
+
+
 def results(*proofs: Proof, **changes: object) -> Results:
     """Results on a GPU."""
     found: dict[str, object] = {
         "machine": MACHINE,
         "date": "2026-01-01 00:00 UTC",
         "sources": ("my rules.yaml",),
-        "rules": {each.rule: "d1" for each in proofs},
+        "rules": {each.rule: basis() for each in proofs},
         "proofs": proofs,
         "scores": (Score(rule="a-rule", dtype="f32", killed=9, total=10, survivors=("a mutant\n  survives",)),),
         "timings": (timed(), timed("another", flops=4_000_000_000)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 from html.parser import HTMLParser
@@ -50,6 +51,16 @@ def test_page(made: Made) -> None:
     assert "--example f16,normal,sliced,choice=0,seed=3,C=63" in text
     assert "a-rule f32: not tried" in text
     assert text.count("<svg") == 3
+
+
+def test_what_was_kept_says_since_when(made: Made) -> None:
+    one = made.results(made.proof(), made.proof("b-rule"))
+    assert "Since" not in page(one)
+    assert "since" not in markdown(one)
+    both = dataclasses.replace(one, rules={"a-rule": made.basis(), "b-rule": made.basis(date="2025-12-01 00:00 UTC")})
+    assert page(both).count('<td class="number">2025-12-01 00:00 UTC</td>') == 1
+    assert page(both).count('<td class="number">2026-01-01 00:00 UTC</td>') == 1
+    assert re.search(r"\| b-rule .* \| 2025-12-01 00:00 UTC \|", markdown(both))
 
 
 def test_page_without_times(made: Made) -> None:

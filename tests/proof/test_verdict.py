@@ -15,8 +15,9 @@ import torch
 import rewriter
 from rewriter.language import load_rules
 from rewriter.proof import verdict
+from rewriter.proof.code import code_digest
 from rewriter.proof.machine import this_machine
-from rewriter.proof.results import Results, of_document, to_document
+from rewriter.proof.results import Basis, Results, of_document, to_document
 
 Made = types.SimpleNamespace
 
@@ -26,15 +27,15 @@ class Net(torch.nn.Module):
         return torch.nn.functional.silu(torch.nn.functional.group_norm(x, 2)) + 1
 
 
-def here(results: Results, **rules: str) -> Results:
+def here(results: Results, **rules: Basis) -> Results:
     """The same results on this machine, about these rules."""
     proofs = tuple(dataclasses.replace(proof, device="cpu") for proof in results.proofs)
     return dataclasses.replace(results, machine=this_machine("cpu"), rules=rules or results.rules, proofs=proofs)
 
 
-def digests(*rules: str) -> dict[str, str]:
-    pack = load_rules("default")
-    return {rule: pack[rule].digest for rule in rules}
+def bases(*rules: str) -> dict[str, Basis]:
+    pack, date = load_rules("default"), "2026-01-01 00:00 UTC"
+    return {rule: Basis(digest=pack[rule].digest, code=code_digest(pack[rule]), date=date) for rule in rules}
 
 
 def test_what_is_written_is_read_again(made: Made, tmp_path: pathlib.Path) -> None:
@@ -48,7 +49,8 @@ def test_what_is_written_is_read_again(made: Made, tmp_path: pathlib.Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=2), r"\$\.format: 1 was expected"),
+        (lambda d: d.update(format=3), r"\$\.format: 2 was expected"),
+        (lambda d: d["rules"]["a-rule"].pop("code"), r"\$\.rules\['a-rule'\]: 'code' is a required property"),
         (lambda d: d.pop("proofs"), "'proofs' is a required property"),
         (lambda d: d.update(extra=1), "'extra' was unexpected"),
         (lambda d: d["machine"].update(sm="90"), r"\$\.machine\.sm: '90' is not of type"),
@@ -81,7 +83,7 @@ def test_a_second_run_adds_to_the_first(made: Made, cache: pathlib.Path) -> None
     }
     assert kept.ceilings is not None
     # Another digest of a rule, or another machine: nothing of the old stays.
-    verdict.keep(made.results(made.proof("two"), rules={"one": "d2", "two": "d1"}))
+    verdict.keep(made.results(made.proof("two"), rules={"one": made.basis("d2"), "two": made.basis()}))
     assert {proof.rule for proof in verdict.read(verdict.path("A <GPU> 80GB")).proofs} == {"two"}
     other = dataclasses.replace(kept.machine, versions={"torch": "3", "rewriter": "1"})
     verdict.keep(made.results(made.proof("three"), machine=other))
@@ -110,7 +112,7 @@ def test_what_is_excluded(made: Made) -> None:
         made.proof("silu", provider="graph", failed=True),
     ]
     names = ("group-norm-silu", "quick-gelu", "linear-geglu", "silu")
-    verdict.keep(here(made.results(*failing), **digests(*names)))
+    verdict.keep(here(made.results(*failing), **bases(*names)))
     found = verdict.excluded("cpu", rules)
     assert set(found.rules) == {"quick-gelu", "linear-geglu", "silu"}
     assert set(found.providers) == {("group_norm_silu", "triton")}
@@ -121,12 +123,22 @@ def test_what_is_excluded(made: Made) -> None:
 @pytest.mark.usefixtures("cache")
 def test_verdicts_on_other_rules_code_and_machines_count_for_nothing(made: Made) -> None:
     rules = load_rules("default")
-    failed = here(made.results(made.proof("group-norm-silu", failed=True)), **digests("group-norm-silu"))
+    failed = here(made.results(made.proof("group-norm-silu", failed=True)), **bases("group-norm-silu"))
     own = verdict.path(this_machine("cpu").name)
-    verdict.write(dataclasses.replace(failed, rules={"group-norm-silu": "older"}), own)
-    assert not verdict.excluded("cpu", rules).rules
-    verdict.write(dataclasses.replace(failed, machine=dataclasses.replace(failed.machine, ops="older")), own)
-    assert not verdict.excluded("cpu", rules).rules
+    basis = failed.rules["group-norm-silu"]
+    other = dataclasses.replace(basis, digest="older")
+    verdict.write(dataclasses.replace(failed, rules={"group-norm-silu": other}), own)
+    found = verdict.excluded("cpu", rules)
+    assert not found.rules
+    assert not found.ignored
+    other = dataclasses.replace(basis, code="older")
+    verdict.write(dataclasses.replace(failed, rules={"group-norm-silu": other}), own)
+    found = verdict.excluded("cpu", rules)
+    assert not found.rules
+    assert found.ignored == (
+        f"failures in the verdict file {own} are of other code and ignored: group-norm-silu; "
+        f"`rewriter test --device cpu --since {own}` proves anew what has changed",
+    )
     verdict.write(dataclasses.replace(failed, machine=dataclasses.replace(failed.machine, name="another")), own)
     found = verdict.excluded("cpu", rules)
     assert not found.rules
@@ -150,7 +162,7 @@ def test_optimize_leaves_out_what_failed_and_says_so(made: Made) -> None:
     found, messages = matches()
     assert "group-norm-silu" in found
     assert not messages
-    failed = here(made.results(made.proof("group-norm-silu", failed=True)), **digests("group-norm-silu"))
+    failed = here(made.results(made.proof("group-norm-silu", failed=True)), **bases("group-norm-silu"))
     verdict.keep(failed)
     found, messages = matches()
     assert "group-norm-silu" not in found
@@ -162,6 +174,40 @@ def test_optimize_leaves_out_what_failed_and_says_so(made: Made) -> None:
     found, messages = matches()
     assert "group-norm-silu" in found
     assert "is ignored" in messages[0]
+
+
+def test_other_code_of_one_rule_leaves_the_other_rules_failures(made: Made, cache: pathlib.Path) -> None:
+    names = ("group-norm-silu", "quick-gelu")
+    failed = here(made.results(*(made.proof(name, failed=True) for name in names)), **bases(*names))
+    changed = dataclasses.replace(failed.rules["quick-gelu"], code="older")
+    verdict.keep(dataclasses.replace(failed, rules={**failed.rules, "quick-gelu": changed}))
+    found = verdict.excluded("cpu", load_rules("default"))
+    assert cache.exists()
+    assert set(found.rules) == {"group-norm-silu"}
+    assert "other code and ignored: quick-gelu;" in found.ignored[0]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_file_of_the_older_format_is_of_other_code(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    failed = here(made.results(made.proof("group-norm-silu", failed=True)), **bases("group-norm-silu"))
+    document = to_document(failed)
+    document["format"] = 1
+    document["rules"] = {rule: basis["digest"] for rule, basis in document["rules"].items()}
+    document["machine"]["ops"] = "0123456789abcdef"
+    own = verdict.path(this_machine("cpu").name)
+    own.parent.mkdir(parents=True)
+    own.write_text(json.dumps(document))
+    found = verdict.excluded("cpu", load_rules("default"))
+    assert not found.rules
+    assert found.ignored == (
+        f"the verdict file {own} is ignored: it has format 1 and not 2, so all of it counts as of other code; "
+        "`rewriter test` proves the rules anew",
+    )
+    with pytest.raises(verdict.Outdated):
+        verdict.read(own)
+    verdict.keep(failed)
+    assert "is replaced: it has format 1 and not 2" in caplog.text
+    assert verdict.read(own) == failed
 
 
 def test_the_schema_is_one() -> None:

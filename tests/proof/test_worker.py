@@ -53,12 +53,13 @@ def test_the_example_that_broke_the_process_is_the_one_named(setup: Setup) -> No
 
 
 def test_a_provider_that_hangs_is_ended(setup: Setup) -> None:
+    # On a busy machine the other provider's worker may need a second for an answer, too.
     request = Request(
-        setup=dataclasses.replace(setup, silence=1.0), rules=("planted-gelu",), providers=("hangs", "noisy"), examples=3
+        setup=dataclasses.replace(setup, silence=4.0), rules=("planted-gelu",), providers=("hangs", "noisy"), examples=3
     )
     hangs, noisy = run(dataclasses.replace(request, mutants=False)).proofs
     assert hangs.failure is not None
-    assert hangs.failure.message == "no answer within 1 s, so it was ended"
+    assert hangs.failure.message == "no answer within 4 s, so it was ended"
     assert noisy.proved
 
 
