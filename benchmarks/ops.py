@@ -28,6 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cases import Case, Draw  # noqa: E402
+from rewriter.causes import described  # noqa: E402
 from rewriter.ops import OPS, dispatch, providers  # noqa: E402
 
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
@@ -146,7 +147,7 @@ def measure(case: Case, draw: Draw) -> list[Row]:
             row.us = timer(lambda k, fn=fn, choice=choice: fn(*sets[k % len(sets)], **choice.config))  # type: ignore[misc]
             row.rate = moved / row.us / 1e3
         except Exception as error:
-            row.failure = f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
+            row.failure = described(error)
             continue
         if not row.error < WRONG[draw.dtype]:
             row.failure = "wrong"

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rewriter.bench import timing
 from rewriter.bench.modes import optimised
-from rewriter.bench.runs import first_line, release
+from rewriter.bench.runs import release
 from rewriter.bench.step import Step
 from rewriter.bench.tables import Rows
+from rewriter.causes import described
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
@@ -68,7 +69,7 @@ def ablate(
                         {"with": everything.call, "without": rest.call}, step.device, seconds=seconds / len(kept)
                     )
             except Exception as error:  # what goes wrong without one rule is a result of its own
-                found.append(Worth(rule=rule, kept=count, failure=first_line(error)))
+                found.append(Worth(rule=rule, kept=count, failure=described(error)))
             else:
                 found.append(
                     Worth(

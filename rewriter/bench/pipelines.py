@@ -17,9 +17,10 @@ from rewriter.bench.document import machine
 from rewriter.bench.modes import COMPILE, EAGER, REWRITER, channels_last, plain_call
 from rewriter.bench.outcome import Outcome
 from rewriter.bench.plot import Bar
-from rewriter.bench.runs import first_line, release
+from rewriter.bench.runs import release
 from rewriter.bench.step import Step
 from rewriter.bench.tables import Rows
+from rewriter.causes import described
 from rewriter.demo.stopwatch import Lap, timed_call
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class _Run:
 
                     found.report = rewriter.report(self.pipeline).to_dict()
         except Exception as error:  # a mode that fails is a result of its own, whatever the library raised
-            found.failure = first_line(error)
+            found.failure = described(error)
         return found
 
     def _sum_up(self, found: Drawn, laps: Sequence[Lap]) -> None:

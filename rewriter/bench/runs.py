@@ -15,6 +15,7 @@ from rewriter.bench.accuracy import detached, float32_refusal, float32_result, r
 from rewriter.bench.modes import EAGER, Mode, Running, plain_call
 from rewriter.bench.step import Step
 from rewriter.bench.timing import Begun, Memory, MemoryWatch, Times
+from rewriter.causes import described
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
@@ -96,7 +97,7 @@ def run_modes(
             try:
                 bench.run(mode, result, everything)
             except Exception as error:  # a mode that fails is a result of its own, whatever the library raised
-                result.failure = first_line(error)
+                result.failure = described(error)
             release(step.device)
             _compare_speed(results)
             notice(results)
@@ -178,9 +179,3 @@ def release(device: torch.device) -> None:
         # After an illegal access every call raises; the modes that come then say so themselves.
         with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

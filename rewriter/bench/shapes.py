@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rewriter.bench.document import machine, step_document
 from rewriter.bench.modes import EAGER, REWRITER, Mode
 from rewriter.bench.outcome import Outcome
-from rewriter.bench.runs import Result, first_line, reference_of, release, run_modes
+from rewriter.bench.runs import Result, reference_of, release, run_modes
 from rewriter.bench.single import Wanted, failures
 from rewriter.bench.step import Step
 from rewriter.bench.tables import Rows
+from rewriter.causes import described
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
@@ -50,7 +51,7 @@ def bench_shapes(
             reference = reference_of(step, f32=wanted.f32)
             results = run_modes(step, modes, rules, reference, seconds=wanted.seconds / len(steps))
         except Exception as error:  # too large for this device, say; the other shapes are still of use
-            reason = first_line(error)
+            reason = described(error)
             documents.append({**extent, "failure": reason})
             rows.append((str(shape), reason, *("" for _ in rows[0][2:])))
             outcome.failures.append(f"{shape}: {reason}")

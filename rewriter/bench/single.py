@@ -14,9 +14,10 @@ from rewriter.bench.modes import REWRITER, Mode, Running
 from rewriter.bench.outcome import Outcome
 from rewriter.bench.plot import Bar
 from rewriter.bench.profile import profiled
-from rewriter.bench.runs import Result, first_line, reference_of, release, run_modes
+from rewriter.bench.runs import Result, reference_of, release, run_modes
 from rewriter.bench.step import Step
 from rewriter.bench.tables import mode_rows
+from rewriter.causes import described
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
@@ -72,7 +73,7 @@ def _flops(step: Step, outcome: Outcome) -> int | None:
     try:
         return flops_of(step)
     except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
-        outcome.notes.append(f"operations not counted: {first_line(error)}")
+        outcome.notes.append(f"operations not counted: {described(error)}")
         return None
 
 

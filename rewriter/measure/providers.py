@@ -8,23 +8,31 @@ import hashlib
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from rewriter import torch_ir
+from rewriter.causes import cause_of
 from rewriter.measure.cache import TimingCache
-from rewriter.measure.timing import stopwatch
+from rewriter.measure.replay import launched_seconds
+from rewriter.measure.timing import FAR_BEHIND, stopwatch
 from rewriter.ops import dispatch, providers, registry
 from rewriter.ops.dispatch import Choice
 
 logger = logging.getLogger("rewriter")
 
 _SAMPLES = 3
+_PART = 2**24
+# A single launch of a call that takes longer says enough about it: what the host adds is small beside it.
+_LONG_SECONDS = 300e-6
 # The provider whose kernels are compiled when they are first launched, and below how many calls that is left so.
 _JUST_IN_TIME = "triton"
 _FEW = 8
+_ZEROS = "zeros"
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
 _LIMITS = {
     torch.float32: 1e-3,
@@ -54,15 +62,26 @@ class ProviderChooser:
         if known in choices:
             return known
         with torch.no_grad():
-            expected = op.reference(*arguments)
-            seconds = [self._seconds(op, choice, arguments, expected) for choice in choices]
-        best = choices[seconds.index(min(seconds))]
-        if min(seconds) < float("inf"):
+            best, seconds = self._fastest(op, choices, arguments)
+        if seconds < float("inf"):
             self.cache.put_choice(key, best)
-        logger.debug("%s %s: %s", op.name, signature, dict(zip(map(str, choices), seconds, strict=True)))
+        logger.debug("%s %s: %s, %.1f us", op.name, signature, best, 1e6 * seconds)
         return best
 
-    def _seconds(self, op: registry.Op, choice: Choice, arguments: tuple[Any, ...], expected: Any) -> float:
+    def _fastest(self, op: registry.Op, choices: Sequence[Choice], arguments: tuple[Any, ...]) -> tuple[Choice, float]:
+        expected = op.reference(*arguments)
+        best, least = choices[-1], float("inf")
+        for choice in choices:
+            seconds = self._seconds(op, choice, arguments, expected, least)
+            if seconds < least:
+                best, least = choice, seconds
+        return best, least
+
+    def _seconds(
+        self, op: registry.Op, choice: Choice, arguments: tuple[Any, ...], expected: Any, least: float
+    ) -> float:
+        """Of a call; infinite where it fails. Of one that is clearly slower than `least` only the first estimate."""
+
         def call() -> Any:
             return op.providers[choice.provider].fn(*arguments, **choice.config)
 
@@ -71,12 +90,16 @@ class ProviderChooser:
                 distance = _distance(call(), expected)
                 if not distance < _LIMITS.get(_first(expected).dtype, 0.0):
                     raise ArithmeticError(f"its result is off by {distance:.1e} (relative L2 error)")
+                estimate = launched_seconds(call)
+                if estimate > max(_LONG_SECONDS, FAR_BEHIND * least):
+                    return estimate
             watch = stopwatch(call, "cuda")
             return min(watch.seconds() for _ in range(_SAMPLES))
-        except (RuntimeError, ValueError, TypeError, ArithmeticError, OSError, NotImplementedError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.problems.setdefault(f"{op.name} by {choice.provider}", lines[0])
-            logger.warning("%s by %s %s is left out: %s", op.name, choice.provider, dict(choice.config), lines[0])
+        # Of compilers, drivers and kernels: none may end what asked for the choice.
+        except Exception as error:
+            cause = cause_of(error)
+            self.problems.setdefault(f"{op.name} by {choice.provider}", cause)
+            logger.warning("%s by %s %s is left out: %s", op.name, choice.provider, dict(choice.config), cause)
             return float("inf")
 
 
@@ -84,7 +107,11 @@ def compile_candidates(
     every: Iterable[Callable[[], Any]], first: Callable[[], Any] | None = None, *, cache: TimingCache
 ) -> None:
     """Compiles kernels, many at a time, in one go: all that will be timed for the ops in `every` call, and for each op
-    in `first` the one that serves unmeasured. All are run once for that, by the references."""
+    in `first` the one that serves unmeasured. All are run once for that, with ops that give zeros."""
+    if "triton" in providers.load():
+        return
+    from rewriter.ops.triton import ahead
+
     tasks: list[str] = []
 
     def collect(call: Callable[[], Any], candidates: Callable[..., list[Choice]]) -> None:
@@ -95,20 +122,17 @@ def compile_candidates(
                     for choice in candidates(op, arguments)
                     if choice.provider == _JUST_IN_TIME
                 )
-            return Choice(registry.REFERENCE)
+            return Choice(_ZEROS)
 
         with (
             # What fails here will fail where it is timed, and be said there.
             contextlib.suppress(RuntimeError, NotImplementedError),
+            _zeros_provided(),
             dispatch.choosing(chooser, remember=False),
             torch.no_grad(),
             torch_ir.plain_executor(),
         ):
             call()
-
-    if "triton" in providers.load():
-        return
-    from rewriter.ops.triton import ahead
 
     for call in every:
         collect(call, dispatch.candidates)
@@ -120,6 +144,38 @@ def compile_candidates(
     logger.info("compiling kernels for %d calls, once for this GPU", len(set(tasks)))
     target = ahead.Target(10 * properties.major + properties.minor, properties.multi_processor_count)
     ahead.compile_ahead(tasks, target)
+
+
+@contextlib.contextmanager
+def _zeros_provided() -> Iterator[None]:
+    """Every op has a provider of zeros, which takes no call that is not given to it."""
+    for op in registry.OPS.values():
+        op.providers[_ZEROS] = registry.Provider(fn=functools.partial(_zeros, op), supports=lambda *_: "only shapes")
+    try:
+        yield
+    finally:
+        for op in registry.OPS.values():
+            del op.providers[_ZEROS]
+
+
+def _zeros(op: registry.Op, *arguments: Any) -> Any:
+    """Of the shapes, dtypes and strides of the op's results, without their computation and what memory that takes.
+
+    An op that looks at more than shapes is computed.
+    """
+    with FakeTensorMode() as mode:
+        try:
+            shapes = op.fake(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
+        except RuntimeError:
+            shapes = None
+    if shapes is None:
+        return op.reference(*arguments)
+    device = next(each.device for each in arguments if isinstance(each, torch.Tensor))
+
+    def zero(fake: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=device).zero_()
+
+    return tree_map_only(torch.Tensor, zero, shapes)
 
 
 @contextlib.contextmanager
@@ -141,15 +197,25 @@ def _key(op: registry.Op, signature: str) -> str:
 def _distance(found: Any, expected: Any) -> float:
     """Relative L2 distance of the outputs together, over what is finite in the reference; NaN where a NaN is new.
 
-    In f32, since a result can be a large part of the memory; only the sums are wider.
+    In f32, some of it at a time, since a result can be a large part of the memory; only the sums are wider.
     """
     square = scale = 0.0
     for narrow, expectation in zip(_tensors(found), _tensors(expected), strict=True):
-        other = expectation.float()
-        unknown = ~other.isfinite()
-        square += _squares((narrow.float() - other).masked_fill_(unknown, 0))
-        scale += _squares(other.masked_fill(unknown, 0))
+        for part, other in zip(_parts(narrow), _parts(expectation), strict=True):
+            known = other.float()
+            unknown = ~known.isfinite()
+            square += _squares((part.float() - known).masked_fill_(unknown, 0))
+            scale += _squares(known.masked_fill(unknown, 0))
     return math.sqrt(square / scale if scale else square)
+
+
+def _parts(x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """x along its longest dimension, in parts of about 16 million elements."""
+    if x.numel() <= _PART:
+        return (x,)
+    longest = max(range(x.dim()), key=lambda dim: x.shape[dim])
+    parts: tuple[torch.Tensor, ...] = x.split(max(1, x.shape[longest] * _PART // x.numel()), longest)
+    return parts
 
 
 def _squares(x: torch.Tensor) -> float:

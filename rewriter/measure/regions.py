@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rewriter.causes import cause_of
 from rewriter.graph.conditions import Target
 from rewriter.graph.engine import Blocked, Rewrite, Rewritten, rewrite
 from rewriter.graph.view import Node, View
@@ -135,8 +136,7 @@ class Regions:
                 timing = self.time(pair, known)
                 self.cache.put(pair.key, timing)
         except (Unmeasurable, RuntimeError, NotImplementedError) as error:
-            reason = str(error).strip().splitlines()[0]
-            self.unmeasurable.setdefault(f"{name}: {reason}", rewrites[0].site)
+            self.unmeasurable.setdefault(f"{name}: {cause_of(error)}", rewrites[0].site)
             return False
         _, count, _ = self.timings.get(pair.key, (name, 0, timing))
         self.timings[pair.key] = (name, count + 1, timing)

@@ -72,6 +72,28 @@ def test_only_what_is_faster_is_kept(
     assert found == {"dropout": True, "group-norm-silu": stays}
 
 
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("failed.\nTraceback of TorchScript (most recent call last):\n  %y\nRuntimeError: no kernel\n", "no kernel"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_what_cannot_be_timed_is_not_kept_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, message: str, cause: str
+) -> None:
+    def compare(*_: Any) -> Timing:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(regions, "compare", compare)
+    graph, weights = traced(Norms(), torch.randn(2, 8, 6))
+    rules = RuleSet((load_rules()["group-norm-silu"],))
+    found = choice.choose(graph, rules, weights=len(weights), target=CPU)
+    (said,) = found.unmeasurable
+    assert said.startswith(f"group-norm-silu: {cause} (first at ")
+    assert {done.rule: done.kept for done in found.rewritten.rewrites}["group-norm-silu"] is False
+
+
 def test_inputs_have_the_shapes_that_were_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     # Values were once told apart by names that copying a graph gives anew: keys got the shape of queries, and cuDNN's
     # attention does not raise for that, it crashes.

@@ -1,0 +1,164 @@
+"""Which provider is chosen, what is left out and said, and what is known without computing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from op_cases import CASES, Case, drawer
+
+from rewriter.measure import providers
+from rewriter.measure.cache import TimingCache
+from rewriter.ops import dispatch, registry
+from rewriter.ops.dispatch import Choice
+
+# Seconds of a call by each provider, as the clocks of this test read them.
+SECONDS: dict[str, float] = {}
+
+
+class Clock:
+    """Tells what `SECONDS` says of the provider that a call runs."""
+
+    def __init__(self, call: Callable[[], Any], _device: str = "cuda") -> None:
+        ran.clear()
+        call()
+        self.provider = ran[-1]
+
+    def seconds(self) -> float:
+        timed.append(self.provider)
+        return SECONDS[self.provider]
+
+
+ran: list[str] = []
+timed: list[str] = []
+
+
+@pytest.fixture
+def chooser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> providers.ProviderChooser:
+    monkeypatch.setenv("REWRITER_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(providers, "stopwatch", Clock)
+    monkeypatch.setattr(providers, "launched_seconds", lambda call: Clock(call).seconds())
+    SECONDS.clear()
+    timed.clear()
+    return providers.ProviderChooser(TimingCache("cpu"))
+
+
+@pytest.fixture
+def op() -> registry.Op:
+    """`double`, with the providers that a test gives it."""
+    return registry.Op(
+        name="double", schema="double(Tensor x) -> Tensor", reference=reference, fake=reference, providers={}
+    )
+
+
+def reference(x: torch.Tensor) -> torch.Tensor:
+    ran.append("torch")
+    return x * 2
+
+
+def provider(name: str, function: Callable[[torch.Tensor], torch.Tensor], seconds: float) -> registry.Provider:
+    SECONDS[name] = seconds
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        ran.append(name)
+        return function(x)
+
+    return registry.Provider(fn=run, supports=lambda *_: None)
+
+
+def choose(chooser: providers.ProviderChooser, op: registry.Op, x: torch.Tensor, **made: registry.Provider) -> Choice:
+    op.providers.update(made)
+    op.providers["torch"] = registry.Provider(fn=reference, supports=lambda *_: None)
+    return chooser(op, (x,), dispatch.signature((x,)))
+
+
+def test_the_fastest_is_chosen_and_kept(chooser: providers.ProviderChooser, op: registry.Op) -> None:
+    SECONDS["torch"] = 3e-6
+    x = torch.randn(8)
+    found = choose(
+        chooser, op, x, slow=provider("slow", lambda x: x * 2, 5e-6), fast=provider("fast", lambda x: x + x, 1e-6)
+    )
+    assert found.provider == "fast"
+    timed.clear()
+    assert chooser(op, (x,), dispatch.signature((x,))).provider == "fast"
+    assert not timed
+
+
+def test_the_reference_stays_where_nothing_is_faster(chooser: providers.ProviderChooser, op: registry.Op) -> None:
+    SECONDS["torch"] = 1e-6
+    assert choose(chooser, op, torch.randn(8), slow=provider("slow", lambda x: x * 2, 2e-6)).provider == "torch"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: x * 2.1, lambda x: x * float("nan"), lambda x: (x * 2).index_fill(0, torch.tensor([0]), torch.inf)],
+)
+def test_a_wrong_result_is_left_out_and_said(
+    chooser: providers.ProviderChooser, op: registry.Op, wrong: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    SECONDS["torch"] = 3e-6
+    assert choose(chooser, op, torch.randn(8) + 1, wrong=provider("wrong", wrong, 1e-6)).provider == "torch"
+    assert "off by" in chooser.problems["double by wrong"]
+
+
+class CompilerError(Exception):
+    """As Triton's, which are no RuntimeError."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, CompilerError, OSError])
+def test_one_that_raises_is_left_out_and_said(
+    chooser: providers.ProviderChooser, op: registry.Op, error: type[Exception]
+) -> None:
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        raise error("out of shared memory")
+
+    SECONDS["torch"] = 3e-6
+    assert choose(chooser, op, torch.randn(8), broken=provider("broken", broken, 1e-6)).provider == "torch"
+    assert "out of shared memory" in chooser.problems["double by broken"]
+
+
+def test_a_long_call_that_is_far_behind_is_run_once(chooser: providers.ProviderChooser, op: registry.Op) -> None:
+    SECONDS["torch"] = 9e-3
+    best, behind = provider("best", lambda x: x * 2, 1e-3), provider("behind", lambda x: x * 2, 2e-3)
+    assert choose(chooser, op, torch.randn(8), best=best, behind=behind).provider == "best"
+    assert timed.count("behind") == 1
+    assert timed.count("best") > 1
+
+
+@pytest.mark.parametrize("limit", [2**24, 5])
+def test_the_distance_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(providers, "_PART", limit)
+    torch.manual_seed(0)
+    expected = torch.randn(2, 7, 3).transpose(0, 1)
+    found = expected + 0.1 * torch.randn(7, 2, 3)
+    exact = float((found - expected).norm() / expected.norm())
+    assert providers._distance(found, expected) == pytest.approx(exact, rel=1e-6)
+    expected[3, 1, 2] = torch.inf
+    assert providers._distance(found, expected) < 0.2
+    found[0, 0, 0] = torch.nan
+    assert not providers._distance(found, expected) < 1e30
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_zeros_are_laid_out_as_the_results(case: Case) -> None:
+    arguments = case.arguments(drawer(torch.float32))
+    op = registry.find(case.op)
+    expected, found = op.reference(*arguments), providers._zeros(op, *arguments)
+    pairs = zip(*([each] if isinstance(each, torch.Tensor) else each for each in (expected, found)), strict=True)
+    for one, other in pairs:
+        assert (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+        # Of a dimension of one element the stride means nothing.
+        strides = ([s for s, n in zip(x.stride(), x.shape, strict=True) if n > 1] for x in (one, other))
+        assert len({tuple(each) for each in strides}) == 1
+
+
+def test_zeros_are_not_provided_beyond_their_use() -> None:
+    before = {name: list(op.providers) for name, op in registry.OPS.items()}
+    with providers._zeros_provided():
+        reason = registry.find("attention").providers["zeros"].supports()
+        assert reason is not None
+    assert {name: list(op.providers) for name, op in registry.OPS.items()} == before
