@@ -1,5 +1,6 @@
 # make demo    installs into .venv, then draws with the bundled pipeline, eager against optimised
 # make test    installs what the tests need, then runs them all
+# make test-full-size    the pipelines at their published sizes on an NVIDIA GPU; writes build/full-size.jsonl
 # make lint    ruff and strict mypy
 #
 # torch is installed first, so that nothing later pulls in another build: on a machine with an NVIDIA GPU the newest
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 TYPED := build/typed
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-full-size lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -35,6 +36,11 @@ demo: $(VENV)/.installed-demo
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+# In a process of its own, which is replaced should a kernel take it down.
+test-full-size: $(VENV)/.installed-test
+	@mkdir -p build
+	$(BIN)/python -m pytest tests/full_size --full-size --full-size-report build/full-size.jsonl -n 1 -v $(PYTEST_ARGS)
 
 # mypy does not follow the mapping of ops/, rules/, csrc/ and schemas/ into `rewriter`, so it is shown links laid out that way.
 lint: $(VENV)/.installed-dev

@@ -72,8 +72,13 @@ class Guard:
                 found.append(program)
         return found
 
-    def agree(self, program: Program) -> None:
-        """Eager returns NaN or Inf at the same places."""
+    def agree(self, program: Program, inputs: Sequence[torch.Tensor]) -> None:
+        """Eager returns NaN or Inf at the same places.
+
+        A graph that is watched stays so where the inputs have NaN or Inf already: that may be its own doing, steps ago.
+        """
+        if program in self._watched and not math.isfinite(float(_total(inputs))):
+            return
         self._agreed[program] = 1
         self._watched.discard(program)
 

@@ -51,7 +51,7 @@ class Judge:
         None where eager returns the like. Otherwise the program goes, and with it the rule that is to blame.
         """
         if not more_nonfinite(tensors, before.outcome(result).tensors):
-            self.guard.agree(program)
+            self.guard.agree(program, call.flat.tensors)
             return None
         rule = guilty_rule(program, self._options.rules, before.copies, call.flat.numbers, call.weights)
         self._library.drop(program)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,28 @@ def test_on_a_device_the_look_comes_later_and_then_at_once(rules: Any, monkeypat
     twin = copy.deepcopy(module)
     rewriter.optimize(module, rules=rules, measure=False)
     module(small())
-    with pytest.warns(rewriter.RewriterWarning, match="finite inputs in an earlier call"):
-        assert module(large()).isnan().any()
-    with pytest.warns(rewriter.RewriterWarning, match="due to the rule tanh-by-exponentials"):
+    assert module(large()).isnan().any()
+    with (
+        pytest.warns(rewriter.RewriterWarning, match="finite inputs in an earlier call"),
+        pytest.warns(rewriter.RewriterWarning, match="due to the rule tanh-by-exponentials"),
+    ):
         assert torch.equal(module(large()), twin(large()))
     assert torch.equal(module(large()), twin(large()))
+
+
+def test_what_it_makes_of_its_own_nan_does_not_acquit_a_graph(rules: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(guard, "_defers", lambda _: True)
+    module = Net().eval()
+    twin = copy.deepcopy(module)
+    rewriter.optimize(module, rules=rules, measure=False)
+    module(small())
+    spoilt = module(large())
+    # As the steps of a picture go on from the result of the first.
+    with pytest.warns(rewriter.RewriterWarning, match="finite inputs in an earlier call"):
+        spoilt = functools.reduce(lambda x, _: module(x), range(3), spoilt)
+    assert spoilt.isnan().any()
+    with pytest.warns(rewriter.RewriterWarning, match="due to the rule tanh-by-exponentials"):
+        assert torch.equal(module(large()), twin(large()))
 
 
 def test_nan_in_the_input_of_a_device_is_not_held_against_the_graph(rules: Any, monkeypatch: Any) -> None:
