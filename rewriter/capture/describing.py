@@ -11,23 +11,10 @@ from typing import Any
 
 import torch
 
+from rewriter.capture.structure import CONSTANTS
 from rewriter.capture.watching import Watch, version
 
-_SCALARS = (
-    type(None),
-    bool,
-    int,
-    str,
-    bytes,
-    complex,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-    torch.Size,
-    range,
-    slice,
-)
+_SCALARS = (*CONSTANTS, int, slice)
 _OPAQUE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodType, weakref.ref)
 _DEEPEST = 12
 _MOST_OBJECTS = 50_000

@@ -42,7 +42,7 @@ def read_outcome(result: Any, arguments: Mapping[str, Any], before: Mapping[str,
     Raises CaptureError where the result holds what a graph cannot return, or where more than the items of a plain list
     or dict has changed.
     """
-    flat = flatten(result, what="output")
+    flat = flatten(result, what="output", objects=True)
     if flat.numbers:
         raise CaptureError("the call returns Python numbers, which may depend on its input")
     tensors = list(flat.tensors)

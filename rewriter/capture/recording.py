@@ -14,6 +14,7 @@ from rewriter.capture.outcome import Outcome, each, read_outcome
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Structure, unflatten
 from rewriter.capture.substitutes import Substitutes
+from rewriter.causes import described
 from rewriter.errors import CaptureError
 from rewriter.graph.canonical import canonicalise
 
@@ -104,7 +105,7 @@ def record(
     except (torch.cuda.OutOfMemoryError, CaptureError):
         raise
     except Exception as error:
-        raise CaptureError(f"the trace failed: {type(error).__name__}: {_first_line(error)}") from error
+        raise CaptureError(f"the trace failed: {described(error)}") from error
     finally:
         changed = None if snapshot.unchanged(module) else snapshot.difference(snapshot.again(module))
         if changed:
@@ -148,8 +149,3 @@ def _distinct(snapshot: Snapshot) -> tuple[list[torch.Tensor], list[int]]:
     first = {id(weight): index for index, weight in reversed(list(enumerate(snapshot.weights)))}
     slots = sorted(first.values())
     return [snapshot.weights[slot] for slot in slots], slots
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no message"

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 
+from rewriter.capture.objects import is_known, put_together
 from rewriter.errors import CaptureError
 
 # A structure is a nested tuple whose first item says what it describes:
 #   ("tensor", index) | ("number", index, type) | ("constant", type, value) | ("sequence", class, children)
 #   | ("mapping", class, keys, children) | ("record", class, field names, children)
+#   | ("object", class, attribute names, children)
 # It is both half of a capture's key and the recipe for putting a value together.
 Structure = tuple[Any, ...]
 
-_CONSTANTS = (
+# What is compared by its value and never changes.
+CONSTANTS = (
     type(None),
     bool,
     str,
@@ -32,6 +35,7 @@ _CONSTANTS = (
     range,
 )
 _NUMBERS = (int, float)
+_CONTAINERS = ("sequence", "mapping", "record", "object")
 _LARGEST_INT = 2**63
 
 
@@ -48,8 +52,8 @@ class Flat:
 
 
 class _Flattener:
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, *, objects: bool = False) -> None:
+        self.what, self._objects = what, objects
         self.tensors: list[torch.Tensor] = []
         self.numbers: list[int | float] = []
         self._index_of: dict[int, int] = {}
@@ -57,7 +61,7 @@ class _Flattener:
 
     def walk(self, value: Any, path: str) -> Structure:
         kind = type(value)
-        if kind in _CONSTANTS:
+        if kind in CONSTANTS:
             return ("constant", kind, value)
         if kind in _NUMBERS:
             if kind is int and not -_LARGEST_INT <= value < _LARGEST_INT:
@@ -69,7 +73,7 @@ class _Flattener:
             if index == len(self.tensors):
                 self.tensors.append(value)
             return ("tensor", index)
-        if isinstance(value, enum.Enum):
+        if isinstance(value, enum.Enum) or (self._objects and isinstance(value, type) and is_known(value)):
             return ("constant", kind, value)
         if id(value) in self._open:
             raise CaptureError(f"{self.what} {path} contains itself")
@@ -96,18 +100,23 @@ class _Flattener:
                     )
             children = tuple(self.walk(item, f"{path}[{key!r}]") for key, item in value.items())
             return ("mapping", kind, tuple(value), children)
+        elif self._objects and is_known(kind):
+            children = tuple(self.walk(item, f"{path}.{name}") for name, item in vars(value).items())
+            return ("object", kind, tuple(vars(value)), children)
         raise CaptureError(
             f"{self.what} {path} is a {kind.__module__}.{kind.__qualname__}, which a graph cannot hold; expected "
             "tensors, numbers, strings, None, dtypes, devices, and lists, tuples, dicts or output dataclasses of these"
         )
 
 
-def flatten(value: Any, *, what: str, path: str = "") -> Flat:
+def flatten(value: Any, *, what: str, path: str = "", objects: bool = False) -> Flat:
     """Takes `value` apart. `what` and `path` name it in errors ("argument", "sample").
+
+    objects: whether it may hold known objects, as what a call returns may; those among arguments a call may change.
 
     Raises CaptureError for an object that is neither a tensor, a constant, a container nor a dataclass of these.
     """
-    flattener = _Flattener(what)
+    flattener = _Flattener(what, objects=objects)
     structure = flattener.walk(value, path)
     return Flat(structure=structure, tensors=tuple(flattener.tensors), numbers=tuple(flattener.numbers))
 
@@ -133,7 +142,33 @@ def unflatten(structure: Structure, tensors: Sequence[Any], numbers: Sequence[An
     if tag == "sequence":
         return kind(*children) if hasattr(kind, "_fields") else kind(children)
     named = dict(zip(structure[2], children, strict=True))
+    if tag == "object":
+        return put_together(kind, named)
     return kind(**named) if tag == "record" else kind(named)
+
+
+def difference(found: Structure, expected: Structure, path: str = "") -> tuple[str, str, str] | None:
+    """Where two structures first differ, such as `.sample`, and what each has there in words; None if they do not."""
+    if found == expected:
+        return None
+    if found[0] in _CONTAINERS and found[:-1] == expected[:-1] and len(found[-1]) == len(expected[-1]):
+        names = range(len(found[-1])) if found[0] == "sequence" else found[2]
+        form = ".{}" if found[0] in ("record", "object") else "[{!r}]"
+        for name, one, other in zip(names, found[-1], expected[-1], strict=True):
+            if (inside := difference(one, other, path + form.format(name))) is not None:
+                return inside
+    return path or "the result", _in_words(found), _in_words(expected)
+
+
+def _in_words(structure: Structure) -> str:
+    tag, what = structure[:2]
+    if tag == "constant":
+        return repr(structure[2])
+    if tag == "sequence":
+        return f"a {what.__name__} of {len(structure[2])}"
+    if tag == "mapping":
+        return f"a {what.__name__} of {', '.join(map(repr, structure[2]))}"
+    return f"a {what.__name__}" if tag in _CONTAINERS else f"{tag} {what}"
 
 
 def number_paths(structure: Structure, path: str = "") -> Iterator[str]:

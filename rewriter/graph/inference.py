@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rewriter.causes import cause_of
 from rewriter.graph import prepare
 from rewriter.graph.facts import DTYPES, TensorFacts
 from rewriter.graph.prepare import Prepared
@@ -47,7 +48,7 @@ class Inference:
                 self.known[key] = []
                 # NotImplementedError: torch cannot tell without data.
                 if call.op.startswith("aten::") and not isinstance(error, NotImplementedError):
-                    self.refused[key] = str(error).splitlines()[0]
+                    self.refused[key] = cause_of(error)
         return key
 
     def prepared(self, recipe: Prepared, sources: list[Value]) -> TensorFacts:
@@ -114,7 +115,7 @@ def _prepare(recipe: Prepared, sources: list[Value]) -> TensorFacts:
     try:
         result = prepare.PREPARE[recipe.function](*map(_stand_in, sources), **dict(recipe.options))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise Impossible(f"{recipe.function}: {str(error).splitlines()[0]}") from None
+        raise Impossible(f"{recipe.function}: {cause_of(error)}") from None
     facts = _facts_of(result, _device(sources))
     if facts is None:
         raise Impossible(f"{recipe.function} gives {result.dtype}")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rewriter import torch_ir
+from rewriter.causes import cause_of
 from rewriter.graph.facts import DTYPES
 
 # A graph in these terms: JSON can hold it.
@@ -66,7 +67,7 @@ def from_data(data: Mapping[str, Any]) -> torch_ir.Graph:
     except NotText:
         raise
     except (RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise NotText(f"no graph can be read: {str(error).splitlines()[:1]}") from error
+        raise NotText(f"no graph can be read: {cause_of(error)}") from error
     return graph
 
 

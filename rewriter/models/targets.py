@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rewriter.causes import described
 from rewriter.errors import UnknownTarget
 from rewriter.models.catalogue import ARCHITECTURES
 from rewriter.models.denoiser_inputs import denoiser_inputs, rows_per_picture
@@ -131,7 +132,7 @@ def _from_folder(folder: Path, text: str, dtype: torch.dtype) -> Any:
             return loader.from_pretrained(str(folder), local_files_only=True, **dtype_argument(dtype))
     # Broken files make diffusers, transformers and safetensors raise classes of their own without a common base.
     except Exception as error:
-        raise _unknown(text, f"diffusers cannot load this folder ({_first_line(error)})") from error
+        raise _unknown(text, f"diffusers cannot load this folder ({_shortened(error)})") from error
 
 
 def _from_hub(text: str, dtype: torch.dtype) -> Any:
@@ -145,7 +146,7 @@ def _from_hub(text: str, dtype: torch.dtype) -> Any:
     # The same holds for the hub client's errors: offline, not found, gated, interrupted.
     except Exception as error:
         offline = os.environ.get("HF_HUB_OFFLINE") not in (None, "", "0")
-        reason = "HF_HUB_OFFLINE is set and the local cache lacks it" if offline else _first_line(error)
+        reason = "HF_HUB_OFFLINE is set and the local cache lacks it" if offline else _shortened(error)
         raise _unknown(text, f"no such folder here, and the Hugging Face hub did not deliver it ({reason})") from error
 
 
@@ -187,9 +188,8 @@ def picture_size(pipeline: Any, denoiser: str, call: Mapping[str, Any]) -> tuple
     return int(call.get("height", height * scale)), int(call.get("width", width * scale))
 
 
-def _first_line(error: Exception) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return f"{type(error).__name__}: {textwrap.shorten(text, 160, placeholder=' ...')}"
+def _shortened(error: Exception) -> str:
+    return textwrap.shorten(described(error), 180, placeholder=" ...")
 
 
 def _unknown(text: str, reason: str) -> UnknownTarget:

@@ -15,7 +15,8 @@ from rewriter import torch_ir
 from rewriter.capture.outcome import Outcome
 from rewriter.capture.recording import Invoke, NumbersBaked, Recording, number_tensor, record
 from rewriter.capture.state import Snapshot
-from rewriter.capture.structure import Flat
+from rewriter.capture.structure import Flat, difference
+from rewriter.causes import described
 from rewriter.errors import CaptureError, VerificationError
 from rewriter.ops import providers
 from rewriter.runtime.arrangement import Arrangement
@@ -24,7 +25,7 @@ from rewriter.runtime.calls import Call
 from rewriter.runtime.cuda_graphs import CudaGraphRunner
 from rewriter.runtime.prepared import PreparedStore
 from rewriter.runtime.program import Applied, Options, Program, applied, select
-from rewriter.runtime.proof import WrongTrace, check_program, check_trace, describe
+from rewriter.runtime.proof import WrongTrace, check_program, check_trace
 from rewriter.runtime.runner import FunctionRunner, Runner
 from rewriter.runtime.second_start import SecondStart
 from rewriter.runtime.trust import Signature, Trust
@@ -79,7 +80,7 @@ def build(
             raise
         # Nothing that was kept may stand between a call and its graph.
         start.discard()
-        problem = f"what another process has kept of this call was made anew: {describe(error)}"
+        problem = f"what another process has kept of this call was made anew: {described(error)}"
         logger.info("%s: %s", name, problem)
     program = _build(module, example, call, options, store, name, start)
     program.messages = (*program.messages, problem)
@@ -172,9 +173,18 @@ def _record(module: torch.nn.Module, example: Example, snapshot: Snapshot, start
             f"the module's code depends on the elements of a tensor at {recording.baked_data}, "
             "which a graph would fix to this call's"
         )
-    if example.expected is not None and example.expected.form != recording.outcome.form:
-        raise CaptureError("the traced call returns another structure than the eager call")
+    if example.expected is not None:
+        _demand_same_form(recording.outcome, example.expected)
     return recording
+
+
+def _demand_same_form(traced: Outcome, eager: Outcome) -> None:
+    found = difference(traced.structure, eager.structure)
+    if found is not None:
+        where, one, other = found
+        raise CaptureError(f"the traced call returns {one} for {where}, the eager call {other}")
+    if traced.left != eager.left:
+        raise CaptureError("the traced call leaves something else in its arguments than the eager call")
 
 
 def _runner(graph: torch_ir.Graph, device: str) -> Runner:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from rewriter.capture import ambient
+from rewriter.causes import described
 from rewriter.errors import CaptureError, RewriterError, VerificationError
 from rewriter.runtime.before import Before
 from rewriter.runtime.calls import Call, CallReader, Declined, scale_argument
@@ -23,7 +24,6 @@ from rewriter.runtime.making import Maker
 from rewriter.runtime.merging import Merging
 from rewriter.runtime.prepared import PreparedStore
 from rewriter.runtime.program import Options, Program
-from rewriter.runtime.proof import describe
 from rewriter.runtime.random_state import RandomState
 from rewriter.runtime.trust import Standing
 
@@ -153,16 +153,16 @@ class Component:
             tensors = _run(program, call)
         except Exception as error:
             # What eager raises too is the caller's mistake, and no reason to give the graph up.
-            reason = f"the rewritten graph failed with {describe(error)}"
+            reason = f"the rewritten graph failed with {described(error)}"
             result = self._eager(module, Declined(reason=reason, failure=True), args, kwargs)
             self._broken(program, call, reason)
             return result
         self.journal.reason = None
+        if self._judge.guard.found_late():
+            self._too_late()
         if not self._judge.guard.passes(program, call.flat.tensors, tensors):
             with random.replayed() if random is not None else contextlib.nullcontext():
                 return self._rescue(module, program, call, tensors, args, kwargs)
-        if self._judge.guard.found_late():
-            self._too_late()
         return program.rebuild(tensors, call.arguments, call.flat.tensors)
 
     def _alive(self) -> torch.nn.Module:

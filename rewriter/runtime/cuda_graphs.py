@@ -15,6 +15,7 @@ import torch
 
 from rewriter import torch_ir
 from rewriter.capture.compare import TRACE_LIMITS, compare, working_dtype
+from rewriter.causes import cause_of
 from rewriter.runtime.hoisting import is_random
 from rewriter.runtime.recorded import NotRecordable, Recorder, Replay, Tensors, device_of, is_number, record_kernels
 from rewriter.runtime.runner import FunctionRunner
@@ -162,9 +163,7 @@ class CudaGraphRunner:
         except (NotRecordable, RuntimeError) as error:
             if _is_out_of_memory(error) and self.replays:
                 raise
-            # The interpreter of graphs puts a traceback before the message.
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            entry.refused = lines[-1]
+            entry.refused = cause_of(error)
             logger.info("launched kernel by kernel, because %s", entry.refused)
             return
         entry.replay = replay

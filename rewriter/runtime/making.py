@@ -11,6 +11,7 @@ import torch
 
 from rewriter.capture.outcome import Outcome
 from rewriter.capture.recording import NumbersBaked
+from rewriter.causes import described
 from rewriter.errors import CaptureError, RewriterError
 from rewriter.runtime.before import Before
 from rewriter.runtime.building import Example, build
@@ -20,7 +21,7 @@ from rewriter.runtime.library import Library
 from rewriter.runtime.merging import Merging
 from rewriter.runtime.prepared import PreparedStore
 from rewriter.runtime.program import Options, Program
-from rewriter.runtime.proof import WrongTrace, describe
+from rewriter.runtime.proof import WrongTrace
 
 logger = logging.getLogger("rewriter")
 
@@ -80,7 +81,7 @@ class Maker:
             finally:
                 call.snapshot.moved()
         except Exception as error:
-            reason = str(error) if isinstance(error, RewriterError) else describe(error)
+            reason = str(error) if isinstance(error, RewriterError) else described(error)
             if self._merging.refuse(call, reason):
                 call.plan.live[:] = live
             else:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from rewriter.causes import described
 from rewriter.runtime.calls import Call, CallReader, Declined
 from rewriter.runtime.effective import EffectiveWeights
 from rewriter.runtime.journal import Journal
 from rewriter.runtime.prepared import PreparedStore
-from rewriter.runtime.proof import describe
 
 
 class Merging:
@@ -28,7 +28,7 @@ class Merging:
             factor = 1.0 if call.factor is None else call.factor
             call.weights, call.stamp = self.effective.resolve(call.snapshot, factor, probe=call.probe)
         except Exception as error:
-            return Declined(reason=f"the adapters cannot be added to the weights: {describe(error)}", failure=True)
+            return Declined(reason=f"the adapters cannot be added to the weights: {described(error)}", failure=True)
         return None
 
     def proved(self, call: Call) -> bool:

@@ -136,7 +136,7 @@ class Program:
 
         What reads the first result is captured for its memory order, and would be captured again for the second's.
         """
-        flat = flatten(result, what="output")
+        flat = flatten(result, what="output", objects=True)
         if len(flat.tensors) > len(self._layouts):
             return result
         pairs = list(zip(flat.tensors, self._layouts, strict=False))

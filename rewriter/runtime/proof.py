@@ -19,6 +19,7 @@ from rewriter.capture.compare import (
 from rewriter.capture.noise import amplified_rounding
 from rewriter.capture.outcome import Outcome
 from rewriter.capture.recording import Recording, number_tensor
+from rewriter.causes import described
 from rewriter.errors import VerificationError
 from rewriter.runtime.before import Before, clones
 from rewriter.runtime.calls import Call
@@ -101,15 +102,7 @@ def distance(program: Program, call: Call, before: Before, result: Any) -> str |
             return "another structure is returned"
         return check_program(program, call.flat.numbers, call.weights, before, expected).problem
     except Exception as error:
-        return describe(error)
-
-
-def describe(error: Exception) -> str:
-    """An exception in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # The interpreter of graphs puts a traceback before the message.
-    message = lines[-1].removeprefix("RuntimeError: ") if lines else "no message"
-    return f"{type(error).__name__}: {message}"
+        return described(error)
 
 
 def shapes(signature: Signature) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rewriter.causes import cause_of
 from rewriter.runtime.adoption import Adoptions, lies_in, places
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def in_host_memory(tensor: torch.Tensor) -> torch.Tensor:
             held = _Mapped(math.prod(tensor.shape) * tensor.element_size())
             mapped = torch.as_tensor(held, device=tensor.device)
     except (RuntimeError, MemoryError) as error:
-        logger.info("a weight stays in the GPU's memory: %s", str(error).splitlines()[0])
+        logger.info("a weight stays in the GPU's memory: %s", cause_of(error))
         return tensor
     # Torch would rather copy than share where it sees another device.
     if mapped.data_ptr() != held.memory.data_ptr():

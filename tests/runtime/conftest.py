@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -13,8 +14,10 @@ import torch
 import transformers
 
 import rewriter
+from rewriter import torch_ir
 from rewriter.graph import engine
 from rewriter.language import RuleSet
+from rewriter.measure import choice, regions, whole
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +62,36 @@ def rewriting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], None
         monkeypatch.setattr(engine, "rewrite", rewrite)
 
     return install
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which this test keeps graphs, alone."""
+    monkeypatch.setenv("REWRITER_CACHE", str(tmp_path))
+    monkeypatch.setenv("REWRITER_GRAPHS", "on")
+    return tmp_path / "graphs"
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Counts what a second start is to be spared."""
+    counts = {"traces": 0, "rewrites": 0, "timings": 0}
+
+    def count(owner: Any, name: str, what: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[what] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(torch_ir, "record", "traces")
+    for module in (engine, choice, regions):
+        count(module, "rewrite", "rewrites")
+    count(regions, "compare", "timings")
+    count(whole, "best_of", "timings")
+    return counts
 
 
 def new_unet() -> torch.nn.Module:

@@ -1,0 +1,133 @@
+"""Kept graphs that are damaged or wrong are made anew, and the folder that keeps them stays small and whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from second_starts import NOTHING, example, gate, spared, start
+
+from rewriter.runtime import shelf
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+def damaged(path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(damage(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda _: b"", id="empty"),
+        pytest.param(lambda data: data[: len(data) // 2], id="truncated"),
+        pytest.param(lambda data: data.replace(b"aten::silu", b"aten::relu").replace(b"silu", b"relu"), id="altered"),
+        pytest.param(lambda _: b"[]", id="list"),
+        pytest.param(lambda data: b"\xff\x00" + data, id="binary"),
+        pytest.param(lambda data: data.replace(b'"format": 1', b'"format": 99'), id="format"),
+        pytest.param(lambda data: data.replace(b'"versions"', b'"fashions"'), id="foreign"),
+        pytest.param(lambda _: b"[" * 100_000, id="nested"),
+    ],
+)
+def test_a_damaged_file_is_made_anew(work: dict[str, int], folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    start(gate(), example())
+    files = sorted(folder.iterdir())
+    assert [path.name.partition("-")[0] for path in files] == ["rules", "trace"]
+    for path in files:
+        damaged(path, damage)
+    spared(work)
+    start(gate(), example())
+    assert spared(work) == {"traces": 1, "rewrites": 1, "timings": 0}
+    start(gate(), example())
+    assert spared(work) == NOTHING
+
+
+@pytest.mark.parametrize("kind", ["trace", "rules"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(lambda text: text.replace("softmax", "log_softmax"), id="another result"),
+        pytest.param(lambda text: text.replace("aten::", "aten::no_such_"), id="unknown ops"),
+        pytest.param(lambda text: text.replace("return", "reply"), id="not IR"),
+    ],
+)
+def test_a_kept_graph_that_is_wrong_is_made_anew(
+    work: dict[str, int], folder: Path, kind: str, edit: Callable[[str], str]
+) -> None:
+    """As it would be if a trace depended on something that its key does not say."""
+    start(gate(), example())
+    (path,) = folder.glob(f"{kind}-*")
+    data = json.loads(path.read_text())
+    data["content"]["graph"]["text"] = edit(data["content"]["graph"]["text"])
+    data["checksum"] = shelf.checksum(data["content"])
+    path.write_text(json.dumps(data))
+    spared(work)
+    found = start(gate(), example())
+    assert spared(work)["traces"] == 1
+    assert any("was made anew" in message for message in found.messages)
+    start(gate(), example())
+    assert spared(work) == NOTHING
+
+
+def test_without_verification_no_trace_is_taken(work: dict[str, int]) -> None:
+    start(gate(), example())
+    spared(work)
+    start(gate(), example(), verify=False)
+    assert spared(work)["traces"] == 1
+
+
+def test_nothing_unverified_is_kept(folder: Path) -> None:
+    start(gate(), example(), verify=False)
+    assert not folder.exists()
+
+
+def test_it_can_be_switched_off(work: dict[str, int], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REWRITER_GRAPHS", "off")
+    for _ in range(2):
+        start(gate(), example())
+        assert spared(work)["traces"] == 1
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(work: dict[str, int], folder: Path) -> None:
+    folder.write_text("a file where the folder should be")
+    for _ in range(2):
+        assert start(gate(), example()).status == "optimised"
+        assert spared(work)["traces"] == 1
+
+
+def test_the_folder_stays_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(4):
+        shelf.put("trace", {"index": index}, "x" * 1000)
+        os.utime(folder / sorted(folder.iterdir(), key=os.path.getmtime)[-1].name, (index, index))
+    assert shelf.get("trace", {"index": 0}) is not None
+    abandoned = folder / "left.part"
+    abandoned.write_text("")
+    os.utime(abandoned, (0, 0))
+    monkeypatch.setattr(shelf, "_MOST_BYTES", 3500)
+    shelf.put("trace", {"index": 4}, "x" * 1000)
+    assert [shelf.get("trace", {"index": index}) is not None for index in range(5)] == [True, False, False, True, True]
+    assert not abandoned.exists()
+
+
+def test_writers_at_the_same_time_leave_whole_files() -> None:
+    contents = ["a" * 50_000, "b" * 90_000]
+    found: list[Any] = []
+
+    def write(content: str) -> None:
+        for _ in range(40):
+            shelf.put("trace", {}, content)
+            found.append(shelf.get("trace", {}))
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80
+    assert all(content in contents for content in found)

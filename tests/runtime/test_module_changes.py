@@ -1,0 +1,93 @@
+"""What is done to an optimised module takes effect, and what it does to itself happens once."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_nets import net, plain, status, x
+
+import rewriter
+
+
+@pytest.mark.parametrize(
+    ("change", "same_graph"),
+    [
+        (lambda module: module.linear.weight.mul_(2), True),
+        (lambda module: module.linear.weight.data.mul_(2), True),
+        (lambda module: module.load_state_dict({k: v + 1 for k, v in module.state_dict().items()}), True),
+        (lambda module: setattr(module.linear, "weight", torch.nn.Parameter(torch.randn(4, 4))), True),
+        (lambda module: setattr(module, "linear", torch.nn.Linear(4, 4).eval()), True),
+        (lambda module: setattr(module.linear, "bias", None), False),
+        (lambda module: module.linear.register_forward_hook(lambda *given: given[2] + 1), False),
+    ],
+)
+def test_changes_of_the_module_take_effect(optimized: Any, change: Callable[[Any], Any], same_graph: bool) -> None:
+    module = net(plain)
+    before = optimized(module)(x())
+    module(x())
+    change(module)
+    twin = copy.deepcopy(module)
+    assert not torch.equal(twin(x()), before)
+    assert torch.equal(module(x()), twin(x()))
+    assert torch.equal(module(x()), twin(x()))
+    part = status(module)
+    assert (part.status == "optimised" and part.captures == 1) is same_graph
+
+
+def test_a_dtype_change_makes_another_graph_and_the_way_back_none(optimized: Any) -> None:
+    module = net(plain)
+    optimized(module)
+    module(x())
+    module.double()
+    assert module(x().double()).dtype is torch.float64
+    module.float()
+    module(x())
+    assert status(module).captures == 2
+
+
+class Kept(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return self.linear(x)
+
+
+def test_a_module_that_writes_to_its_buffers_runs_eagerly_once_per_call(optimized: Any) -> None:
+    module = Kept().eval()
+    optimized(module)
+    for _ in range(3):
+        module(x())
+    assert module.seen == 3
+    assert status(module).reason == "the call writes to the module's own seen"
+
+
+def test_a_pickled_module_comes_back_without_component(optimized: Any) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4)).eval()
+    optimized(module)
+    expected = module(x())
+    again = pickle.loads(pickle.dumps(module))
+    assert torch.equal(again(x()), expected)
+    assert again.forward.__self__ is again
+
+
+def test_a_part_and_the_whole_may_both_be_optimised(optimized: Any, unet: Any, inputs: Any) -> None:
+    expected = unet(**inputs()).sample
+    optimized(unet.mid_block)
+    optimized(unet)
+    for _ in range(3):
+        assert torch.equal(unet(**inputs()).sample, expected)
+    assert status(unet).status == "optimised"
+    rewriter.restore(unet)
+    assert torch.equal(unet(**inputs()).sample, expected)
+    assert status(unet.mid_block).status == "optimised"
+    rewriter.restore(unet.mid_block)
+    assert "forward" not in vars(unet.mid_block)
