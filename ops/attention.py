@@ -38,14 +38,17 @@ def attention_tokens(
     return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale, causal).transpose(1, 2)
 
 
-def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """x, copied where a row on a GPU does not start at a multiple of 16 bytes: torch 2.11's kernels end the process.
+def whole_vectors(x: torch.Tensor) -> bool:
+    """Whether every row of x starts at a multiple of 16 bytes: torch 2.11's kernels end the process where one does not.
 
     They also read, and refuse, the strides of dimensions with a single row.
     """
-    if not x.is_cuda or (x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """x, copied where it lies on a GPU and not in whole vectors."""
+    return x if not x.is_cuda or whole_vectors(x) else x.clone(memory_format=torch.contiguous_format)
 
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale, bool causal"

@@ -144,18 +144,21 @@ def exclude(reasons: Mapping[tuple[str, str], str]) -> None:
         del CHOSEN[key]
 
 
-def _able(op: Op, arguments: tuple[Any, ...]) -> dict[str, Provider]:
-    """The fast providers that take the call."""
+def _able(op: Op, arguments: tuple[Any, ...], *, unmeasured: bool = False) -> dict[str, Provider]:
+    """The fast providers that take the call. `unmeasured`: without those that serve only where they were timed."""
     return {
         name: provider
         for name, provider in op.providers.items()
-        if name != registry.REFERENCE and (op.name, name) not in _EXCLUDED and provider.supports(*arguments) is None
+        if name != registry.REFERENCE
+        and not (unmeasured and provider.measured)
+        and (op.name, name) not in _EXCLUDED
+        and provider.supports(*arguments) is None
     }
 
 
 def first_able(op: Op, arguments: tuple[Any, ...], _signature: str = "") -> Choice:
     """The first provider that takes the call, with its first config: what serves where nothing is measured."""
-    configs = ((name, provider.configs(*arguments)) for name, provider in _able(op, arguments).items())
+    configs = ((name, provider.configs(*arguments)) for name, provider in _able(op, arguments, unmeasured=True).items())
     # A provider without a config for a call is one that is not worth trying there.
     return next((Choice(name, some[0]) for name, some in configs if some), _REFERENCE)
 

@@ -7,9 +7,16 @@ import functools
 import importlib
 import importlib.util
 
+from rewriter.causes import described
+
 # Imported on first need: triton alone takes longer to import than all of `rewriter`. Where nothing is measured the
 # earlier package is preferred.
-_PACKAGES = {"cuda": "rewriter.ops.cuda.bind", "triton": "rewriter.ops.triton"}
+_PACKAGES = {
+    "cuda": "rewriter.ops.cuda.bind",
+    "triton": "rewriter.ops.triton",
+    "sdpa": "rewriter.ops.attention_backends",
+    "xformers": "rewriter.ops.attention_xformers",
+}
 
 _FAILURES = (ImportError, OSError, RuntimeError)
 
@@ -34,5 +41,5 @@ def load() -> dict[str, str]:
         try:
             importlib.import_module(package)
         except _FAILURES as error:
-            missing[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            missing[name] = described(error)
     return missing

@@ -33,13 +33,15 @@ class Provider:
 
     fn: takes the op's arguments and then a config's keywords. supports: see `Support`. configs: the op's arguments ->
     the configs worth timing for such a call, at least one, the best guess first. instead_of: providers that need not be
-    timed for a call that this one takes.
+    timed for a call that this one takes. measured: it serves only where it was timed, since nothing else tells whether
+    it is faster than the reference.
     """
 
     fn: Kernel
     supports: Support
     configs: Callable[..., Sequence[Config]] = _plain
     instead_of: tuple[str, ...] = ()
+    measured: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,12 +89,13 @@ def provide(
     supports: Support,
     configs: Callable[..., Sequence[Config]] = _plain,
     instead_of: tuple[str, ...] = (),
+    measured: bool = False,
 ) -> None:
     """Adds a provider to an op. Raises OpError for an unknown op or a provider that exists."""
     providers = find(name).providers
     if provider in providers:
         raise OpError(f"rewriter::{name} has a provider {provider!r} already")
-    providers[provider] = Provider(fn=fn, supports=supports, configs=configs, instead_of=instead_of)
+    providers[provider] = Provider(fn=fn, supports=supports, configs=configs, instead_of=instead_of, measured=measured)
 
 
 def find(name: str) -> Op:

@@ -55,9 +55,11 @@ class ProviderChooser:
 
     def __call__(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
         choices = dispatch.candidates(op, arguments)
-        if len(choices) == 1 or torch.cuda.is_current_stream_capturing():
+        if len(choices) == 1:
             return choices[0]
-        key = _key(op, signature)
+        if torch.cuda.is_current_stream_capturing():
+            return dispatch.first_able(op, arguments)
+        key = _key(op, signature, choices)
         known = self.cache.choice(key)
         if known in choices:
             return known
@@ -116,7 +118,7 @@ def compile_candidates(
 
     def collect(call: Callable[[], Any], candidates: Callable[..., list[Choice]]) -> None:
         def chooser(op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
-            if cache.choice(_key(op, signature)) is None:
+            if cache.choice(_key(op, signature, dispatch.candidates(op, arguments))) is None:
                 tasks.extend(
                     ahead.task(op.name, choice.provider, dict(choice.config), arguments)
                     for choice in candidates(op, arguments)
@@ -190,8 +192,10 @@ def tuned(device: str, cache: TimingCache | None = None) -> Iterator[None]:
     cache.save()
 
 
-def _key(op: registry.Op, signature: str) -> str:
-    return f"{op.name} {_sources()} {hashlib.sha256(signature.encode()).hexdigest()[:24]}"
+def _key(op: registry.Op, signature: str, choices: Iterable[Choice]) -> str:
+    """Of what is kept about a call: with a provider more, such as a package installed since, it is measured again."""
+    call = ";".join([signature, *sorted({choice.provider for choice in choices})])
+    return f"{op.name} {_sources()} {hashlib.sha256(call.encode()).hexdigest()[:24]}"
 
 
 def _distance(found: Any, expected: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,31 @@ def test_the_fastest_is_chosen_and_kept(chooser: providers.ProviderChooser, op: 
     assert found.provider == "fast"
     timed.clear()
     assert chooser(op, (x,), dispatch.signature((x,))).provider == "fast"
+    assert not timed
+
+
+def test_a_provider_that_was_missing_is_timed_once_it_is_there(
+    chooser: providers.ProviderChooser, op: registry.Op
+) -> None:
+    SECONDS["torch"] = 3e-6
+    x = torch.randn(8)
+    assert choose(chooser, op, x, early=provider("early", lambda x: x * 2, 2e-6)).provider == "early"
+    late = provider("late", lambda x: x + x, 1e-6)
+    assert choose(chooser, op, x, late=late).provider == "late"
+    timed.clear()
+    assert choose(chooser, op, x, late=late).provider == "late"
+    assert not timed
+
+
+def test_while_a_graph_is_recorded_nothing_is_timed_and_nothing_untimed_is_taken(
+    chooser: providers.ProviderChooser, op: registry.Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    x = torch.randn(8)
+    unsure = dataclasses.replace(provider("unsure", lambda x: x * 2, 1e-6), measured=True)
+    assert choose(chooser, op, x, unsure=unsure).provider == "torch"
+    sure = provider("sure", lambda x: x * 2, 1e-6)
+    assert choose(chooser, op, x, unsure=unsure, sure=sure).provider == "sure"
     assert not timed
 
 
