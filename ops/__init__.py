@@ -16,6 +16,7 @@ from rewriter.ops import (
     quantised_gemm,
     registry,
     rotary,
+    single_key,
 )
 from rewriter.ops.registry import OPS, Op, Provider
 
@@ -38,4 +39,5 @@ __all__ = [
     "quantised_gemm",
     "registry",
     "rotary",
+    "single_key",
 ]

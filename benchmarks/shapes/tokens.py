@@ -117,6 +117,8 @@ CASES: list[Case] = [
     *(Case("blend", _label(*shape), _blend_tokens(*shape[1:])) for shape in _NORMS[6:]),
     Case("blend_reshaped", "SVD 72x128: 2x25x9216x320", _blend_pixels(2, 25, 9216, 320)),
     Case("blend_reshaped", "SVD 36x64: 2x25x2304x640", _blend_pixels(2, 25, 2304, 640)),
+    Case("add_row", "SVD 72x128: 50x9216x320", lambda d: (d(50, 9216, 320), d(50, 1, 320))),
+    Case("add_row", "SVD 72x128, frames: 18432x25x320", lambda d: (d(18432, 25, 320), d(18432, 1, 320))),
     Case("blend", "SVD 72x128, 5-D: 2x25x320", _blend_frames(2, 25, 320, 72, 128)),
     Case("blend", "SVD 36x64, 5-D: 2x25x640", _blend_frames(2, 25, 640, 36, 64)),
     Case("quick_gelu", "CLIP-L: 2x77x3072", lambda d: (d(2, 77, 3072),)),

@@ -1,4 +1,4 @@
-"""Elementwise kernels over up to three operands that broadcast: the gated residual, GELUs, GEGLU, blending."""
+"""Elementwise kernels over up to three operands that broadcast: sums, the gated residual, GELUs, GEGLU, blending."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rewriter.ops.activation import quick_gelu
 from rewriter.ops.blend import blend, blend_reshaped
 from rewriter.ops.layer_norm import gate_add
 from rewriter.ops.registry import provide
+from rewriter.ops.single_key import add_row
 from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 from rewriter.ops.triton.rows import LARGEST, blank, like, refusal, rows_in_order
 
@@ -56,6 +57,8 @@ def _kernel(  # type: ignore[no-untyped-def]
         z = _gelu_tanh(x)
     elif FORMULA == "copy":
         z = x
+    elif FORMULA == "add_row":
+        z = x + y
     elif FORMULA == "geglu":
         z = x * _gelu(y)
     else:
@@ -130,6 +133,7 @@ def _elementwise(name: str, reference: Any) -> None:
     provide(name, "triton", fn, supports, configs)
 
 
+_elementwise("add_row", add_row)
 _elementwise("gate_add", gate_add)
 _elementwise("quick_gelu", quick_gelu)
 _elementwise("blend", blend)

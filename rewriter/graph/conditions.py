@@ -166,7 +166,8 @@ class _Solver:
         wanted = expression.evaluate(symbols)
         if wanted != extent:
             return f"{name} has {extent} where {expression} is {'unknown' if wanted is None else wanted}"
-        if not stable and not (expression.names and expression.names <= self.stable):
+        known = stable or (expression.names and expression.names <= self.stable)
+        if not known and name not in self.rule.rechecked:
             self.result.specialised = True
         return None
 

@@ -36,6 +36,7 @@ _RULE_KEYS = (
         "gpu",
         "device",
         "ignore",
+        "rechecked",
         "may_escape",
         "prepare",
         "dims",
@@ -116,7 +117,8 @@ class RuleReader(Reader):
             devices=self.one_or_more(found["device"], self.choice(kinds.DEVICES), "device")
             if "device" in found
             else (),
-            ignore={name: self.ignored(name, item) for name, item in self.section("ignore").items()},
+            ignore={name: self.reason("ignore", name, item) for name, item in self.section("ignore").items()},
+            rechecked={name: self.reason("rechecked", name, item) for name, item in self.section("rechecked").items()},
             may_escape=self.one_or_more(found["may_escape"], self.text, "may_escape") if "may_escape" in found else (),
             inputs={name: self.input(name, item) for name, item in self.section("inputs").items()},
             dims={name: self.dim(name, item) for name, item in self.section("dims").items()},
@@ -210,15 +212,15 @@ class RuleReader(Reader):
         names = {"value": "values", "min": "minimum", "max": "maximum"}
         return Condition(**{names.get(key, key): readers[key](value) for key, value in fields.items()})
 
-    def ignored(self, name: str, item: Item) -> str:
+    def reason(self, section: str, name: str, item: Item) -> str:
         if item.value is None:
             self.fail(
-                "ignore needs a reason for each name",
-                self.key_place("ignore", name),
+                f"{section} needs a reason for each name",
+                self.key_place(section, name),
                 found=f"{name} without one",
                 expected="name: reason, the reason in quotes if it holds a comma",
             )
-        return self.text(item, f"ignore.{name}")
+        return self.text(item, f"{section}.{name}")
 
     def rank(self, item: Item, what: str) -> int:
         value = self.integer(item, what)

@@ -56,6 +56,9 @@ def _check_conditions(rule: Rule, reader: RuleReader, scope: Scope) -> None:
     _check_solvable(rule, reader, scope)
     for name in rule.ignore:
         _known(reader, name, set(scope.operands) | scope.skipped | scope.choices, "ignore")
+    for name in rule.rechecked:
+        shaped = {name for name, condition in rule.where.items() if condition.shape is not None}
+        _known(reader, name, shaped, "rechecked", "nothing with a shape in `where`")
     for name in rule.loses:
         _known(reader, name, set(scope.operands), "loses")
     for index, expression in enumerate(rule.require):
@@ -79,10 +82,12 @@ def _check_solvable(rule: Rule, reader: RuleReader, scope: Scope) -> None:
                 )
 
 
-def _known(reader: RuleReader, name: str, valid: set[str], section: str) -> None:
+def _known(
+    reader: RuleReader, name: str, valid: set[str], section: str, what: str = "nothing in the pattern"
+) -> None:
     if name not in valid:
         reader.fail(
-            f"{section} names nothing in the pattern",
+            f"{section} names {what}",
             reader.key_place(section, name),
             found=name,
             expected=f"one of {listing(valid)}",

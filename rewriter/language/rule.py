@@ -67,6 +67,7 @@ class Rule:
     sm: Comparison | None
     devices: tuple[str, ...]
     ignore: Mapping[str, str]
+    rechecked: Mapping[str, str]
     may_escape: tuple[str, ...]
     inputs: Mapping[str, Input]
     dims: Mapping[str, DimRange]

@@ -154,6 +154,12 @@ class Component:
         except Exception as error:
             # What eager raises too is the caller's mistake, and no reason to give the graph up.
             reason = f"the rewritten graph failed with {described(error)}"
+            if not program.trust.shape_proved(call.signature):
+                # It was only believed to hold for these extents, as one may that checks at each call what it needs.
+                result = self._eager(module, Declined(reason=reason, failure=False), args, kwargs)
+                with self._lock:
+                    program.trust.refuse(call.signature)
+                return result
             result = self._eager(module, Declined(reason=reason, failure=True), args, kwargs)
             self._broken(program, call, reason)
             return result

@@ -207,6 +207,8 @@ def token_cases() -> list[Case]:
             lambda x, y, size, weight: blended(x, y.reshape(size), weight),
         ),
         Case("quick_gelu", "63", lambda d: (d(2, 5, 63),), ACTIVATIONS["quick_gelu"]),
+        Case("only_row", "63", lambda d: (d(3, 1, 7, 9),), lambda x: x.reshape(3, 1, 63)),
+        Case("add_row", "63", lambda d: (d(2, 5, 63), d(2, 1, 63)), lambda x, row: x + row.expand(2, 5, 63)),
     ]
 
 
