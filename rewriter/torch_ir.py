@@ -198,10 +198,27 @@ def insert_constant(graph: Graph, value: object) -> IRValue:
         return graph.insertConstant(value)
 
 
-def insert_constants(graph: Graph, values: Sequence[object]) -> list[IRValue]:
-    """Constants at the start of the graph, in this order."""
+def insert_constants(graph: Graph, values: Sequence[object], types: Sequence[Any]) -> list[IRValue]:
+    """Constants at the start of the graph, in this order, and of these types."""
     with graph.insert_point_guard(next(iter(graph.nodes()), graph.return_node())):
-        return [graph.insertConstant(value) for value in values]
+        made = [
+            _insert_empty_list(graph, kind) if isinstance(value, list) and not value else graph.insertConstant(value)
+            for value, kind in zip(values, types, strict=True)
+        ]
+    for value, kind in zip(made, types, strict=True):
+        value.setType(kind)
+    return made
+
+
+def _insert_empty_list(graph: Graph, kind: Any) -> IRValue:
+    """An empty list of Python does not say of what it is one, so a graph makes the constant."""
+    donor = empty_graph()
+    node = donor.insertNode(donor.create("prim::ListConstruct", [], 1))
+    node.output().setType(kind)
+    donor.registerOutput(node.output())
+    _C["_jit_pass_constant_propagation"](donor)
+    (constant,) = donor.nodes()
+    return graph.insertNode(graph.createClone(constant, lambda value: value)).output()
 
 
 def promoting(number: float | bool) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from rewriter import torch_ir
 from rewriter.capture.escapes import Escapes
 from rewriter.capture.outcome import Outcome, each, read_outcome
+from rewriter.capture.sizes import followed
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Structure, unflatten
 from rewriter.capture.substitutes import Substitutes
@@ -53,8 +54,17 @@ class NumbersBaked(CaptureError):
 class _Call:
     """The call as a function of tensors only, and what it was found to do."""
 
-    def __init__(self, invoke: Invoke, structure: Structure, tensors: int, numbers: Sequence[Any]) -> None:
-        self.invoke, self.structure, self.tensors, self.numbers = invoke, structure, tensors, numbers
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        snapshot: Snapshot,
+        invoke: Invoke,
+        structure: Structure,
+        tensors: int,
+        numbers: Sequence[Any],
+    ) -> None:
+        self.module, self.snapshot, self.invoke, self.structure = module, snapshot, invoke, structure
+        self.tensors, self.numbers = tensors, numbers
         self.outcome: Outcome | None = None
         self.escapes: Escapes | None = None
 
@@ -64,7 +74,9 @@ class _Call:
         arguments = unflatten(self.structure, inputs[: self.tensors], numbers)
         before = each(arguments)
         self.escapes = Escapes(inputs)
-        with self.escapes, Substitutes():
+        scales = self.snapshot.scales
+        scale_numbers = numbers[len(numbers) - len(scales.values) :]
+        with self.escapes, Substitutes(), followed(self.module), scales.given(scale_numbers):
             result = self.invoke(arguments)
         outcome = read_outcome(result, arguments, before)
         if not outcome.tensors:
@@ -89,12 +101,13 @@ def record(
 ) -> Recording:
     """Traces `invoke(arguments)`, where `arguments` is what `structure` makes of tensors and numbers.
 
+    `numbers`: those of the call, then the snapshot's scales.
     `tensors` are copies that the module may write to. Attributes that tracing changes are put back. Adapters that the
     snapshot has read into weights do not take part.
     Raises CaptureError where the trace fails, returns no tensor, or changes the module's own state.
     """
     fixed = [None if is_live else number for number, is_live in zip(numbers, live, strict=True)]
-    call = _Call(invoke, structure, len(tensors), fixed)
+    call = _Call(module, snapshot, invoke, structure, len(tensors), fixed)
     example = [*tensors, *(number_tensor(number) for number, is_live in zip(numbers, live, strict=True) if is_live)]
     if not example:
         raise CaptureError("the call has no tensor among its arguments")

@@ -19,6 +19,7 @@ import torch
 from rewriter.capture import adapters
 from rewriter.capture.ambient import plain_weight
 from rewriter.capture.describing import Describer, name_of
+from rewriter.capture.scales import Scales
 from rewriter.capture.watching import AdapterWatch, Watch, data_ptr, getter, version
 
 _MACHINERY = frozenset(vars(torch.nn.Module())) - {"training"}
@@ -49,6 +50,7 @@ class Snapshot:
     fingerprint: equal for two snapshots exactly where one trace serves both.
     weights, names: parameters and buffers in the order of traversal (a tied one occurs twice), and their paths.
     adapted: the layers read as their base layer, with the indices of their weight and bias (or None) in `weights`.
+    scales: numbers in the module tree that are inputs of graphs.
     branched: the ids of the weights of peft's other layers, which are part of what a trace records.
     blocked: why this module tree cannot be captured at all, or None.
     serial: another number for each snapshot.
@@ -60,6 +62,7 @@ class Snapshot:
         self.names: list[str] = []
         self.weights: list[torch.Tensor] = []
         self.adapted: list[tuple[adapters.Layer, int, int | None]] = []
+        self.scales = Scales()
         self.branched: set[int] = set()
         self.blocked: str | None = None
         self._refused = refused
@@ -217,7 +220,9 @@ class Snapshot:
             self._watch.size(module.__dict__)
             self._watch.items(module.__dict__, tuple(attributes))
         for name, value in attributes.items():
-            described.append((name, self._describer.describe(value)))
+            # Described in any case, for what is described is watched.
+            content = self._describer.describe(value)
+            described.append((name, self.scales.describe(module, path, name, value) or content))
         return tuple(described)
 
     def _weight(self, path: str, weight: torch.Tensor | None, aliases: dict[int, int]) -> Any:

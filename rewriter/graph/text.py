@@ -23,6 +23,8 @@ GraphData = dict[str, Any]
 _SCOPE = re.compile(r", scope: [^\n]*$", re.MULTILINE)
 _NUMBERED = re.compile(r"%(\d+)\b")
 _SCALARS = {"bool": bool, "int": int, "str": str}
+# Of what an empty list may be one: it is read back by its type in the text alone.
+_LISTED = frozenset({"BoolType", "FloatType", "IntType"})
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Tables of angles and positions take some kilobytes; more than this is no longer a part of the code.
 _LARGEST_CONSTANT = 1 << 20
@@ -55,9 +57,8 @@ def from_data(data: Mapping[str, Any]) -> torch_ir.Graph:
         nodes = [node for node in graph.nodes() if node.kind() != "prim::Constant"]
         first = len(inputs) - len(data["constants"])
         values = [_decoded(item) for item in data["constants"]]
-        constants = torch_ir.insert_constants(graph, values)
+        constants = torch_ir.insert_constants(graph, values, [value.type() for value in inputs[first:]])
         for value, constant in zip(inputs[first:], constants, strict=True):
-            constant.setType(value.type())
             value.replaceAllUsesWith(constant)
         for index in reversed(range(first, len(inputs))):
             graph.eraseInput(index)
@@ -115,7 +116,10 @@ def _encoded(node: torch_ir.IRNode) -> tuple[list[Any], int]:
     if node.hasAttribute("value") and node.kindOf("value") == "t":
         # Asked for by the attribute: as a value, a tensor that promotes like a Python number comes as that number.
         return _encoded_tensor(node.t("value"), node.output().toIValue())
-    return _encoded_value(node.output().toIValue()), 0
+    value = node.output().toIValue()
+    if isinstance(value, list) and not value and node.output().type().getElementType().kind() not in _LISTED:
+        raise NotText(f"a constant is an empty {node.output().type()}")
+    return _encoded_value(value), 0
 
 
 def _encoded_value(value: Any) -> list[Any]:
@@ -128,7 +132,7 @@ def _encoded_value(value: Any) -> list[Any]:
         return ["float", value.hex()]
     if kind is torch.device:
         return ["device", str(value)]
-    if kind is list and len({type(item) for item in value}) == 1:
+    if kind is list and len({type(item) for item in value}) <= 1:
         return ["list", [_encoded_value(item) for item in value]]
     raise NotText(f"a constant is a {kind.__name__}")
 

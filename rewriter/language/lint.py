@@ -82,9 +82,7 @@ def _check_solvable(rule: Rule, reader: RuleReader, scope: Scope) -> None:
                 )
 
 
-def _known(
-    reader: RuleReader, name: str, valid: set[str], section: str, what: str = "nothing in the pattern"
-) -> None:
+def _known(reader: RuleReader, name: str, valid: set[str], section: str, what: str = "nothing in the pattern") -> None:
     if name not in valid:
         reader.fail(
             f"{section} names {what}",

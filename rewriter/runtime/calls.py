@@ -13,6 +13,7 @@ import torch
 
 from rewriter.capture import ambient
 from rewriter.capture.recording import NumbersBaked
+from rewriter.capture.repeated import without_repeats
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Flat, flatten_arguments, number_paths, tensor_class
 from rewriter.errors import CaptureError
@@ -126,9 +127,10 @@ class CallReader:
             snapshot = self._take(module)
         try:
             factor, kwargs = self._split_scale(snapshot, kwargs)
-            arguments = dict(self.signature.bind(*args, **kwargs).arguments)
+            arguments = without_repeats(module, dict(self.signature.bind(*args, **kwargs).arguments))
             flat = flatten_arguments(arguments)
             hash(flat.structure)
+            flat = dataclasses.replace(flat, numbers=(*flat.numbers, *snapshot.scales.values))
         except (CaptureError, TypeError) as error:
             return Declined(reason=str(error), failure=isinstance(error, CaptureError))
         if snapshot.blocked:
@@ -139,10 +141,11 @@ class CallReader:
         if reason:
             return Declined(reason=reason, failure=False)
         probe = self._runs.starts(flat.tensors)
-        plan = self._plans.get(flat.structure)
+        form = (flat.structure, tuple(snapshot.scales.paths))
+        plan = self._plans.get(form)
         if plan is None:
-            paths = tuple(number_paths(flat.structure))
-            plan = self._plans[flat.structure] = Plan(paths=paths, live=[True] * len(paths))
+            paths = (*number_paths(flat.structure), *snapshot.scales.paths)
+            plan = self._plans[form] = Plan(paths=paths, live=[True] * len(paths))
             if len(self._plans) > _MOST_PLANS:
                 self._plans.popitem(last=False)
         classes = tuple(map(tensor_class, flat.tensors))
@@ -161,8 +164,11 @@ class CallReader:
     def reread(self, module: torch.nn.Module, call: Call) -> str | None:
         """Brings the state in `call` up to date after the module ran; returns why it cannot be captured, or None."""
         if not call.snapshot.unchanged(module):
+            scales = call.snapshot.scales.values
             call.snapshot = self._take(module)
             call.state = self._state
+            if call.snapshot.scales.values != scales:
+                return "the module changes its own scales"
         return call.snapshot.blocked
 
     def refuse(self, kinds: Collection[str]) -> None:

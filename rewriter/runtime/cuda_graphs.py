@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +16,17 @@ import torch
 from rewriter import torch_ir
 from rewriter.capture.compare import TRACE_LIMITS, compare, working_dtype
 from rewriter.causes import cause_of
-from rewriter.runtime.hoisting import is_random
-from rewriter.runtime.recorded import NotRecordable, Recorder, Replay, Tensors, device_of, is_number, record_kernels
+from rewriter.runtime.hoisting import is_random, read_by_host
+from rewriter.runtime.recorded import (
+    NotRecordable,
+    Recorder,
+    Replay,
+    Tensors,
+    device_of,
+    is_number,
+    key_numbers,
+    record_kernels,
+)
 from rewriter.runtime.runner import FunctionRunner
 from rewriter.runtime.watched import Watched
 
@@ -71,6 +80,7 @@ class CudaGraphRunner:
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._pointers: list[int] = []
         self._values: set[tuple[Any, ...]] = set()
+        self._read = read_by_host(graph)
         self._refused = "it draws random numbers" if is_random(graph) else None
 
     @property
@@ -96,7 +106,7 @@ class CudaGraphRunner:
         if pointers != self._pointers:
             self._entries.clear()
             self._pointers = pointers
-        key, numbers = _key(activations)
+        key, numbers = _key(activations, self._read)
         if numbers not in self._values:
             if len(self._values) >= _MOST_VALUES:
                 return self._plain(activations, weights)
@@ -221,10 +231,11 @@ def _give_memory_back() -> None:
         renew_pool()
 
 
-def _key(activations: Tensors) -> tuple[Any, tuple[float, ...]]:
-    """What a recording holds for, and the values of numbers among it."""
+def _key(activations: Tensors, read: Collection[int]) -> tuple[Any, tuple[float, ...]]:
+    """What a recording holds for, and the values of fractions among it; integers among `read` count as extents."""
     numbers = tuple(float(tensor) for tensor in activations if is_number(tensor))
-    return (numbers, *((t.shape, t.stride(), t.dtype, t.device) for t in activations)), numbers
+    sizes = tuple(activations[index].item() for index in sorted(key_numbers(activations, read)))
+    return (numbers, sizes, *((t.shape, t.stride(), t.dtype, t.device) for t in activations)), numbers
 
 
 def _worth_recording(launch: Callable[[], Any]) -> bool:

@@ -37,6 +37,12 @@ _FREE = frozenset(
         "aten::view",
     }
 )
+# What these give is known with the extents, for which alone a recording holds.
+_EXTENTS = frozenset({"aten::dim", "aten::numel", "aten::size"})
+# Make Python numbers of tensors.
+_READS = frozenset(
+    {"aten::Bool", "aten::Float", "aten::FloatImplicit", "aten::Int", "aten::IntImplicit", "aten::ScalarImplicit"}
+)
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
 
 
@@ -60,10 +66,30 @@ def is_random(graph: torch_ir.Graph) -> bool:
     return any(any(word in node.kind() for word in _RANDOM) for node in graph.nodes())
 
 
+def read_by_host(graph: torch_ir.Graph) -> frozenset[int]:
+    """The positions of the inputs from whose elements the graph makes Python numbers, such as extents of a result."""
+    positions = {value.unique(): index for index, value in enumerate(graph.inputs())}
+    nodes = [node for kind in _READS for node in graph.findAllNodes(kind)]
+    pending = [value for node in nodes for value in node.inputs()]
+    found: set[int] = set()
+    visited: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if value.unique() in visited:
+            continue
+        visited.add(value.unique())
+        if value.unique() in positions:
+            found.add(positions[value.unique()])
+        elif value.node().kind() not in _EXTENTS:
+            pending.extend(value.node().inputs())
+    return frozenset(found)
+
+
 def split(graph: torch_ir.Graph, invariant: Collection[int]) -> Split | None:
     """Splits `graph` where inputs at the positions `invariant` stay the same; None where that saves nothing.
 
-    Weights count as invariant when their positions are among them. A graph with blocks or writes is not split.
+    Weights count as invariant when their positions are among them. Extents stay the same in any case: of an input that
+    does not, the prologue reads no more than these. A graph with blocks or writes is not split.
     """
     nodes = list(graph.nodes())
     if any(next(iter(node.blocks()), None) is not None or node.kind().endswith("_") for node in nodes):
@@ -73,6 +99,9 @@ def split(graph: torch_ir.Graph, invariant: Collection[int]) -> Split | None:
     for node in nodes:
         kind = node.kind()
         inputs = [value.unique() for value in node.inputs()]
+        if kind in _EXTENTS:
+            steady.update(value.unique() for value in node.outputs())
+            continue
         if any(word in kind for word in _RANDOM) or not all(value in steady for value in inputs):
             continue
         outputs = [value.unique() for value in node.outputs()]

@@ -110,6 +110,11 @@ class Program:
         self._layouts: list[torch.memory_format] = []
         self._runner, self._prepared = runner, prepared
 
+    @property
+    def replays(self) -> int:
+        """For how many sets of extents recorded kernels are replayed now: 0 where they are launched one by one."""
+        return int(getattr(self._runner, "replays", 0))
+
     def live_numbers(self, numbers: Sequence[int | float]) -> list[int | float]:
         """Those of a call's numbers that are inputs of the graph."""
         return [number for number, live in zip(numbers, self.live, strict=True) if live]

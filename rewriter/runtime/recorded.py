@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
 from rewriter import torch_ir
-from rewriter.runtime.hoisting import Split, split
+from rewriter.runtime.hoisting import Split, read_by_host, split
 from rewriter.runtime.runner import FunctionRunner
 from rewriter.runtime.watched import Watched
 
@@ -26,7 +26,8 @@ class Replay:
     """One recorded call: fixed places for what it reads, the kernels, and fixed places of the results.
 
     `steady`: for each activation, whether it is expected to be the same tensor at the next call. What depends on
-    steady activations and weights only is computed when one of them has changed, outside the recording.
+    steady activations, weights, extents and the numbers of the key only is computed when one of the first two has
+    changed, outside the recording.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Replay:
         record: Recorder,
     ) -> None:
         self._device = device_of((*activations, *weights))
-        self._held = [self._place(tensor) for tensor in activations]
+        fixed = key_numbers(activations, read_by_host(graph))
+        self._held = [self._place(tensor, index in fixed) for index, tensor in enumerate(activations)]
         self._watched = Watched()
         first = len(activations)
-        kept_steady = [index for index, stays in enumerate(steady) if stays]
-        invariant = {*kept_steady, *range(first, first + len(weights))} if kept_steady else set()
+        kept_steady = [index for index, stays in enumerate(steady) if stays and index not in fixed]
+        invariant = {*kept_steady, *fixed, *range(first, first + len(weights))} if kept_steady or fixed else set()
         self._split: Split | None = split(graph, invariant) if invariant else None
         self._steady = kept_steady if self._split else []
         self._state: tuple[Any, ...] | None = None
@@ -83,8 +85,8 @@ class Replay:
         torch._foreach_copy_(fresh, list(self._results))
         return tuple(fresh)
 
-    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.device == self._device or is_number(tensor):
+    def _place(self, tensor: torch.Tensor, fixed: bool) -> torch.Tensor:
+        if tensor.device == self._device or fixed:
             return tensor.detach().clone()
         if tensor.numel() != 1:
             raise NotRecordable(f"an argument of {tensor.numel()} elements lies on the {tensor.device.type}")
@@ -124,6 +126,17 @@ def record_kernels(function: Function) -> tuple[Callable[[], None], tuple[torch.
 
 def device_of(tensors: Tensors) -> torch.device:
     return next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), torch.device("cpu"))
+
+
+def key_numbers(activations: Tensors, read: Collection[int]) -> frozenset[int]:
+    """The positions of the numbers that a recording is made for: fractions, and integers among `read`, which the host
+    reads while it launches kernels."""
+    return frozenset(
+        index
+        for index, tensor in enumerate(activations)
+        if is_number(tensor)
+        or (index in read and tensor.dim() == 0 and tensor.device.type == "cpu" and tensor.dtype == torch.int64)
+    )
 
 
 def is_number(tensor: torch.Tensor) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.machinery
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -180,13 +182,20 @@ class SecondStart:
 def versions(device: str) -> dict[str, str]:
     """Of all whose code has a part in a graph."""
     found = {"rewriter": _sources(), "python": sys.version, "torch": torch.__version__, "device": device}
-    for name in _LIBRARIES:
-        module = sys.modules.get(name)
-        if module is not None:
-            found[name] = str(getattr(module, "__version__", ""))
+    found |= {name: _version(name) for name in _LIBRARIES}
     if device == "cuda":
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+@functools.cache
+def _version(library: str) -> str:
+    """As it is installed: what a process has imported by now must not make its keys different from another's."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        found = importlib.machinery.PathFinder.find_spec(library)
+        return "none" if found is None else f"in {found.origin}"
 
 
 @functools.cache

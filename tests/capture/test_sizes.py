@@ -30,7 +30,7 @@ def test_a_graph_follows_what_is_computed_from_sizes(extents: tuple[int, int]) -
     graph, _ = torch_ir.trace(Sizes(), [torch.randn(9, 2), torch.randn(3, 3)])
     x = torch.randn(9, 2)
     with torch_ir.plain_executor():
-        found = torch_ir.function_from_graph(graph)(x, torch.randn(extents))
+        (found,) = torch_ir.function_from_graph(graph)(x, torch.randn(extents))
     assert torch.equal(found, x[max(*extents, 2) + 1 :])
 
 

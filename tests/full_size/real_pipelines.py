@@ -251,7 +251,7 @@ def traces(pipe: Any) -> dict[str, int]:
 def graphs(target: Any) -> dict[str, int]:
     """How many sets of extents each network replays now: none on a CPU."""
     return {
-        name: sum(getattr(program._runner, "replays", 0) for program in component.programs)
+        name: sum(program.replays for program in component.programs)
         for name, component in components_of(target).items()
     }
 

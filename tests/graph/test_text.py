@@ -44,6 +44,42 @@ def test_a_graph_survives_being_written_down() -> None:
     assert {"promotes", "tensor", "float", "str", "int"} <= kinds
 
 
+LISTS = """
+graph(%x : Tensor):
+  %none : NoneType = prim::Constant()
+  %empty : int[] = prim::Constant[value=annotate(List[int], [])]()
+  %ints : int[] = prim::Constant[value=[2, -9007199254740993]]()
+  %floats : float[] = prim::Constant[value=[0.1, -0., inf]]()
+  %no_floats : float[] = prim::Constant[value=annotate(List[float], [])]()
+  %no_bools : bool[] = prim::Constant[value=annotate(List[bool], [])]()
+  %ones : Tensor = aten::new_ones(%x, %empty, %none, %none, %none, %none)
+  return (%ones, %empty, %ints, %floats, %no_floats, %no_bools)
+"""
+
+
+def test_lists_are_read_as_they_were_written() -> None:
+    graph = torch_ir.parse_graph(LISTS)
+    # Read from a text, these would be integers.
+    graph.registerOutput(torch_ir.insert_constant(graph, [True, False]))
+    data = json.loads(json.dumps(to_data(graph)))
+    read = from_data(data)
+    ones, *lists = torch_ir.function_from_graph(read)(torch.zeros(3))
+    assert torch.equal(ones, torch.ones(()))
+    assert repr(lists) == "[[], [2, -9007199254740993], [0.1, -0.0, inf], [], [], [True, False]]"
+    types = [str(value.type()) for value in read.outputs()]
+    assert types == [str(value.type()) for value in graph.outputs()]
+    assert to_data(read) == data
+
+
+@pytest.mark.parametrize("kind", ["Tensor", "str", "int[]"])
+def test_an_empty_list_of_anything_else_is_not_written_down(kind: str) -> None:
+    text = f"graph():\n  %list : {kind}[] = prim::ListConstruct()\n  return (%list)"
+    graph = torch_ir.parse_graph(text)
+    torch_ir.simplify(graph)
+    with pytest.raises(NotText, match="a constant is an empty List"):
+        to_data(graph)
+
+
 class Large(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.zeros(600, 600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from rewriter.capture.compare import relative_error
 from rewriter.capture.structure import flatten_arguments, number_paths, unflatten
 from rewriter.language import RuleSet
 from rewriter.runtime.calls import scale_argument
+from rewriter.runtime.session import components_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -190,3 +192,19 @@ def test_the_scales_of_an_ip_adapter_take_effect() -> None:
         assert max(errors.values()) <= 1e-5, scale
     assert abs(results[0] - results[1]).max() > 1e-6
     assert abs(results[0] - results[-1]).max() < 1e-5
+
+
+def test_the_scale_of_an_ip_adapter_needs_no_new_trace() -> None:
+    pipe, twin = build("sd15-ip-adapter")
+    rewriter.optimize(pipe, measure=False)
+    component, results = components_of(pipe)["unet"], []
+    for scale in (1.0, 0.5, -0.3, 2.5, 1, 0.1, 0.9):
+        pipe.set_ip_adapter_scale(scale)
+        twin.set_ip_adapter_scale(scale)
+        with compared(pipe, twin) as errors:
+            results.append(draw(pipe, **CASES["sd15-ip-adapter"].call))
+        assert max(errors.values()) <= 1e-5, scale
+    assert all(abs(a - b).max() > 1e-6 for a, b in itertools.pairwise(results))
+    assert (component.journal.captures, len(component.programs)) == (1, 1)
+    # The last of them are believed: their first call runs the graph, too.
+    assert component.journal.eager_calls < len(results)

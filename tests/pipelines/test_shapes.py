@@ -73,5 +73,84 @@ def test_a_pipeline_of_a_hundred_sizes_holds_no_more_memory() -> None:
     assert captures == {"text_encoder": 1, "unet": 1, "vae.decoder": 1, "vae.encoder": 0}
 
 
+# Latent heights and widths: the size of the configuration, smaller and larger ones, odd numbers of tokens, and numbers
+# of tokens that are and are not multiples of what Z-Image fills its sequences up to.
+SIZES = ((8, 8), (8, 16), (16, 8), (4, 4), (6, 10), (16, 16), (2, 14), (24, 12))
+
+
+def _pixart(batch: int, height: int, width: int, tokens: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(batch, 4, height, width),
+        "encoder_hidden_states": torch.randn(batch, tokens, 16),
+        "timestep": torch.full((batch,), 500),
+        "encoder_attention_mask": torch.ones(batch, tokens),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+    }
+
+
+def _qwen_image(batch: int, height: int, width: int, tokens: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(batch, height * width // 4, 16),
+        "encoder_hidden_states": torch.randn(batch, tokens, 16),
+        "encoder_hidden_states_mask": torch.ones(batch, tokens, dtype=torch.long),
+        "timestep": torch.rand(batch),
+        "img_shapes": [[(1, height // 2, width // 2)]] * batch,
+    }
+
+
+def _z_image(batch: int, height: int, width: int, tokens: int) -> dict[str, Any]:
+    return {
+        "x": [torch.randn(4, 1, height, width) for _ in range(batch)],
+        "t": torch.rand(batch),
+        "cap_feats": [torch.randn(tokens, 16) for _ in range(batch)],
+    }
+
+
+def _transformers(case: str) -> tuple[Any, Any]:
+    """A pipeline's transformer and a copy; no weight is zero, so that what is filled up shows."""
+    network = CASES[case].build().transformer
+    torch.manual_seed(0)
+    for weight in network.parameters():
+        weight.normal_(std=0.2)
+    return network, copy.deepcopy(network)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["as listed", "reversed"])
+@pytest.mark.parametrize(
+    ("case", "arguments", "batches"),
+    [("pixart-alpha", _pixart, (2, 1, 3)), ("qwen-image", _qwen_image, (2, 1, 3)), ("z-image", _z_image, (2, 2, 2))],
+)
+def test_one_trace_serves_every_size_where_positions_are_computed_in_python(
+    case: str, arguments: Any, batches: tuple[int, ...], order: int
+) -> None:
+    network, twin = _transformers(case)
+    rewriter.optimize(network, measure=False)
+    (component,) = components_of(network).values()
+    for index, (height, width) in enumerate(SIZES[::order]):
+        # The first call may be one that is compared with eager, and what it returns eager's.
+        for _ in range(2):
+            given = arguments(batches[index % 3], height, width, (14, 32, 40, 5)[index % 4])
+            results = [_tensors(net(**copy.deepcopy(given))) for net in (network, twin)]
+            assert max(relative_error(a, b) for a, b in zip(*results, strict=True)) <= 1e-5, (height, width)
+    assert (component.journal.captures, len(component.programs)) == (1, 1)
+    assert component.journal.eager_calls <= len(SIZES)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_pictures_of_several_sizes_and_texts_of_several_lengths_in_one_call_are_right(first: int) -> None:
+    network, twin = _transformers("z-image")
+    rewriter.optimize(network, measure=False)
+    shapes: list[list[tuple[int, int, int]]] = [[(8, 8, 14), (8, 8, 14)], [(8, 16, 14), (16, 16, 40)]]
+    for pictures in (shapes[first], shapes[1 - first], shapes[first], shapes[1 - first]):
+        given = {
+            "x": [torch.randn(4, 1, height, width) for height, width, _ in pictures],
+            "t": torch.rand(2),
+            "cap_feats": [torch.randn(tokens, 16) for _, _, tokens in pictures],
+        }
+        results = [_tensors(net(**copy.deepcopy(given))) for net in (network, twin)]
+        assert max(relative_error(a, b) for a, b in zip(*results, strict=True)) <= 1e-5
+
+
 def _tensors(value: Any) -> list[torch.Tensor]:
-    return [value] if isinstance(value, torch.Tensor) else list(value.values())
+    values = [value] if isinstance(value, torch.Tensor) else list(value.values())
+    return values[0] if isinstance(values[0], list) else values

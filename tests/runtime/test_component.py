@@ -14,7 +14,10 @@ import pytest
 import torch
 from small_nets import net, plain, status, x
 
+from rewriter import torch_ir
 from rewriter.capture.structure import flatten
+from rewriter.runtime import building
+from rewriter.runtime.cuda_graphs import CudaGraphRunner
 from rewriter.runtime.session import components_of
 
 
@@ -44,6 +47,27 @@ def test_other_extents_need_no_new_trace(optimized: Any) -> None:
     for rows in (3, 1, 7, 7, 1, 5, 6, 6):
         torch.testing.assert_close(module(x(rows)), twin(x(rows)))
     assert status(module).captures == 1
+
+
+def test_a_program_says_for_how_many_extents_it_replays(optimized: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runner(graph: torch_ir.Graph, _: str) -> CudaGraphRunner:
+        return CudaGraphRunner(
+            graph,
+            record=lambda function: (lambda: None, function()),
+            pays=lambda *_: True,
+            worth_recording=lambda _: True,
+        )
+
+    found = []
+    for chosen in (building._runner, runner):
+        monkeypatch.setattr(building, "_runner", chosen)
+        module = net(plain)
+        optimized(module)
+        for _ in range(5):
+            module(x())
+        (component,) = components_of(module).values()
+        found.append([program.replays for program in component.programs])
+    assert found == [[0], [1]]
 
 
 def test_a_decision_on_extents_is_found_out_and_captured_again(optimized: Any) -> None:

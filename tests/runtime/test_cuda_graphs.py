@@ -41,6 +41,36 @@ class Recorder:
         return play, results
 
 
+class Reader:
+    """As on a GPU: what the host reads while it records is no longer looked at."""
+
+    def __call__(self, function: Callable[[], tuple[torch.Tensor, ...]]) -> Any:
+        return (lambda: None), function()
+
+
+ROWS = """
+graph(%x : Tensor, %count : Tensor, %table : Tensor):
+  %zero : int = prim::Constant[value=0]()
+  %one : int = prim::Constant[value=1]()
+  %none : NoneType = prim::Constant()
+  %until : int = aten::Int(%count)
+  %rows : Tensor = aten::slice(%table, %zero, %zero, %until, %one)
+  %y : Tensor = aten::sum(%rows, %none)
+  return (%y)
+"""
+
+
+def test_an_integer_that_the_host_reads_belongs_to_a_recording() -> None:
+    runner = CudaGraphRunner(
+        torch_ir.parse_graph(ROWS), record=Reader(), pays=lambda *_: True, worth_recording=lambda _: True
+    )
+    x, table = torch.ones(1), torch.arange(9.0)
+    for count in (1, 2, 3, 4, 5, 6):
+        for _ in range(5):
+            assert runner([x, torch.tensor(count), table], [])[0] == sum(range(count))
+    assert runner.replays == 6
+
+
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()

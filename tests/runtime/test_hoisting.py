@@ -3,7 +3,7 @@
 import torch
 
 from rewriter import torch_ir
-from rewriter.runtime.hoisting import is_random, split
+from rewriter.runtime.hoisting import is_random, read_by_host, split
 from rewriter.runtime.runner import FunctionRunner
 
 TEXT = """
@@ -66,3 +66,39 @@ def test_random_numbers_are_noticed_and_stay_with_the_step():
     found = split(graph, {1, 2, 3})
     assert found is not None
     assert "aten::rand_like" in kinds(found.body)
+
+
+POSITIONS = """
+graph(%x : Tensor, %first : Tensor, %gain : Tensor, %w : Tensor):
+  %none : NoneType = prim::Constant()
+  %zero : int = prim::Constant[value=0]()
+  %one : int = prim::Constant[value=1]()
+  %rows : int = aten::size(%x, %zero)
+  %start : Tensor = aten::add(%first, %one, %one)
+  %from : int = aten::Int(%start)
+  %until : int = aten::add(%from, %rows)
+  %places : Tensor = aten::arange(%from, %until, %none, %none, %none, %none)
+  %angles : Tensor = aten::sin(%places)
+  %scaled : Tensor = aten::mul(%angles, %gain)
+  %columns : Tensor = aten::unsqueeze(%scaled, %one)
+  %y : Tensor = aten::mul(%x, %columns)
+  return (%y)
+"""
+
+
+def test_what_depends_on_extents_alone_is_computed_once():
+    graph = torch_ir.parse_graph(POSITIONS)
+    found = split(graph, {1, 2})
+    assert found is not None
+    assert kinds(found.body) == ["aten::mul"]
+    assert (found.prologue_inputs, found.body_inputs, found.kept) == ((0, 1, 2), (0,), 1)
+    x = torch.randn(5, 3)
+    numbers = [torch.tensor(2), torch.tensor(0.5)]
+    (kept,) = FunctionRunner(found.prologue)([x, *numbers], ())
+    (y,) = FunctionRunner(found.body)([x + 1, kept], ())
+    assert torch.equal(y, FunctionRunner(graph)([x + 1, *numbers, x], ())[0])
+
+
+def test_numbers_that_become_extents_are_read_by_the_host():
+    assert read_by_host(torch_ir.parse_graph(POSITIONS)) == {1}
+    assert read_by_host(torch_ir.parse_graph(TEXT)) == frozenset()

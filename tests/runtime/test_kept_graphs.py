@@ -10,11 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from second_starts import NOTHING, example, gate, spared, start
 
 from rewriter.runtime import shelf
 
 pytestmark = pytest.mark.usefixtures("folder")
+
+
+class Scalars(torch.nn.Module):
+    """Its graph holds an empty list of integers: the extents of a scalar."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.new_ones(())
+
+
+def test_a_graph_with_an_empty_list_is_kept(work: dict[str, int]) -> None:
+    start(Scalars(), example())
+    assert spared(work)["traces"] == 1
+    start(Scalars(), example())
+    assert spared(work) == NOTHING
 
 
 def damaged(path: Path, damage: Callable[[bytes], bytes]) -> None:

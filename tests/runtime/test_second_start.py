@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import rewriter
 from rewriter.capture.code import code_digest
 from rewriter.capture.portable import NotPortable, portable_digest
 from rewriter.capture.state import Snapshot
+from rewriter.runtime import second_start
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -97,6 +100,45 @@ def test_other_code_is_traced_anew(work: dict[str, int], monkeypatch: pytest.Mon
     monkeypatch.setattr(F, "relu", F.silu)
     start(gate(), example())
     assert spared(work)["traces"] == 1
+
+
+LIBRARIES = ("accelerate", "diffusers", "peft", "transformers", "triton")
+
+
+def test_what_else_a_process_has_imported_makes_no_difference(
+    work: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in LIBRARIES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    start(gate(), example())
+    spared(work)
+    for name in LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    start(gate(), example())
+    assert spared(work) == NOTHING
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_another_version_of_a_library_is_traced_anew(
+    work: dict[str, int], monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    start(gate(), example())
+    spared(work)
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == library else installed(name))
+    second_start._version.cache_clear()
+    try:
+        start(gate(), example())
+    finally:
+        second_start._version.cache_clear()
+    assert spared(work)["traces"] == 1
+
+
+def test_a_library_without_a_version_is_known_by_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "checked_out.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert second_start._version("checked_out") == f"in {tmp_path / 'checked_out.py'}"
+    assert second_start._version("never_installed") == "none"
 
 
 def test_a_replaced_forward_is_never_kept(work: dict[str, int], folder: Path) -> None:
