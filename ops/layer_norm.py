@@ -85,14 +85,16 @@ def gate_add_layer_norm_modulate(
     return layer_norm_modulate(total, shape, weight, bias, eps, scale, shift), total
 
 
-_NORM = "int[] shape, Tensor? weight, Tensor? bias, float eps"
-define(f"layer_norm(Tensor x, {_NORM}) -> Tensor", layer_norm)
-define(f"add_layer_norm(Tensor x, Tensor residual, {_NORM}) -> (Tensor, Tensor)", add_layer_norm)
-define(f"layer_norm_modulate(Tensor x, {_NORM}, Tensor scale, Tensor shift) -> Tensor", layer_norm_modulate)
-define(
-    f"gate_add_layer_norm_modulate(Tensor x, Tensor gate, Tensor y, {_NORM}, Tensor scale, Tensor shift)"
-    " -> (Tensor, Tensor)",
-    gate_add_layer_norm_modulate,
-)
+# The arguments of the four that start from a layer norm; `low_precision` adds those of a format.
+_AFFINE = "int[] shape, Tensor? weight, Tensor? bias, float eps"
+_MODULATED = f"{_AFFINE}, Tensor scale, Tensor shift"
+PLAIN = f"Tensor x, {_AFFINE}"
+RESIDUAL = f"Tensor x, Tensor residual, {_AFFINE}"
+MODULATED = f"Tensor x, {_MODULATED}"
+GATED = f"Tensor x, Tensor gate, Tensor y, {_MODULATED}"
+define(f"layer_norm({PLAIN}) -> Tensor", layer_norm)
+define(f"add_layer_norm({RESIDUAL}) -> (Tensor, Tensor)", add_layer_norm)
+define(f"layer_norm_modulate({MODULATED}) -> Tensor", layer_norm_modulate)
+define(f"gate_add_layer_norm_modulate({GATED}) -> (Tensor, Tensor)", gate_add_layer_norm_modulate)
 define("rms_norm(Tensor x, int[] shape, Tensor? weight, float? eps) -> Tensor", rms_norm)
 define("gate_add(Tensor x, Tensor gate, Tensor y) -> Tensor", gate_add)

@@ -13,6 +13,9 @@ or Inf has the scale NaN, and so becomes NaN in each product.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -103,74 +106,30 @@ def gated_quantised(x: torch.Tensor, activation: str, left: Optional, kind: str)
     return quantise_rows(gated(x, activation, left), kind)
 
 
-def layer_norm_quantised(
-    x: torch.Tensor, shape: list[int], weight: Optional, bias: Optional, eps: float, kind: str
-) -> Rows:
-    """quantise_rows(layer_norm(x, ...), kind)."""
-    return quantise_rows(norms.layer_norm(x, shape, weight, bias, eps), kind)
+def _in_rows(norm: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The norm as an op that takes a format as well, and gives (codes, scales) in place of its first result."""
 
+    def quantised(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        *given, kind = arguments
+        result = norm(*given)
+        normed, *others = result if isinstance(result, tuple) else (result,)
+        return (*quantise_rows(normed, kind), *others)
 
-def add_layer_norm_quantised(
-    x: torch.Tensor,
-    residual: torch.Tensor,
-    shape: list[int],
-    weight: Optional,
-    bias: Optional,
-    eps: float,
-    kind: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(codes, scales, x + residual): the sum, and its layer norm in rows of the format."""
-    normed, total = norms.add_layer_norm(x, residual, shape, weight, bias, eps)
-    return *quantise_rows(normed, kind), total
-
-
-def layer_norm_modulate_quantised(
-    x: torch.Tensor,
-    shape: list[int],
-    weight: Optional,
-    bias: Optional,
-    eps: float,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    kind: str,
-) -> Rows:
-    """quantise_rows(layer_norm_modulate(x, ...), kind)."""
-    return quantise_rows(norms.layer_norm_modulate(x, shape, weight, bias, eps, scale, shift), kind)
-
-
-def gate_add_layer_norm_modulate_quantised(
-    x: torch.Tensor,
-    gate: torch.Tensor,
-    y: torch.Tensor,
-    shape: list[int],
-    weight: Optional,
-    bias: Optional,
-    eps: float,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    kind: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(codes, scales, x + gate * y): the sum, and its adaptive norm in rows of the format."""
-    normed, total = norms.gate_add_layer_norm_modulate(x, gate, y, shape, weight, bias, eps, scale, shift)
-    return *quantise_rows(normed, kind), total
+    quantised.__doc__ = f"{norm.__name__}(...) with its first result, y, as the two of quantise_rows(y, kind)."
+    return quantised
 
 
 _PRODUCT = "Tensor codes, Tensor scales, Tensor weight, Tensor weight_scales, Tensor bias"
-_NORM = "int[] shape, Tensor? weight, Tensor? bias, float eps"
-_MODULATION = "Tensor scale, Tensor shift"
 _ROWS = "str kind) -> (Tensor, Tensor"
 define(f"quantise_rows(Tensor x, {_ROWS})", quantise_rows)
 define(f"quantised_linear({_PRODUCT}) -> Tensor", quantised_linear)
 define(f"quantised_linear_add({_PRODUCT}, Tensor residual) -> Tensor", quantised_linear_add)
 define("gated(Tensor x, str activation, Tensor? left) -> Tensor", gated)
 define(f"gated_quantised(Tensor x, str activation, Tensor? left, {_ROWS})", gated_quantised)
-define(f"layer_norm_quantised(Tensor x, {_NORM}, {_ROWS})", layer_norm_quantised)
-define(f"add_layer_norm_quantised(Tensor x, Tensor residual, {_NORM}, {_ROWS}, Tensor)", add_layer_norm_quantised)
+define(f"layer_norm_quantised({norms.PLAIN}, {_ROWS})", _in_rows(norms.layer_norm))
+define(f"add_layer_norm_quantised({norms.RESIDUAL}, {_ROWS}, Tensor)", _in_rows(norms.add_layer_norm))
+define(f"layer_norm_modulate_quantised({norms.MODULATED}, {_ROWS})", _in_rows(norms.layer_norm_modulate))
 define(
-    f"layer_norm_modulate_quantised(Tensor x, {_NORM}, {_MODULATION}, {_ROWS})",
-    layer_norm_modulate_quantised,
-)
-define(
-    f"gate_add_layer_norm_modulate_quantised(Tensor x, Tensor gate, Tensor y, {_NORM}, {_MODULATION}, {_ROWS}, Tensor)",
-    gate_add_layer_norm_modulate_quantised,
+    f"gate_add_layer_norm_modulate_quantised({norms.GATED}, {_ROWS}, Tensor)",
+    _in_rows(norms.gate_add_layer_norm_modulate),
 )

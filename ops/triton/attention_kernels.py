@@ -18,8 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rewriter.ops.triton.linear import product
 from rewriter.ops.triton.overlap import wait_for_earlier
+from rewriter.ops.triton.product import product
 
 
 @triton.jit

@@ -19,8 +19,8 @@ from rewriter.ops.precision import NARROW, channels_innermost
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.triton.device import INTERPRETED, multiprocessors, unavailable
 from rewriter.ops.triton.epilogue import activated
-from rewriter.ops.triton.linear import product
 from rewriter.ops.triton.overlap import let_next_begin, overlapping, wait_for_earlier
+from rewriter.ops.triton.product import product
 
 Optional = torch.Tensor | None
 

@@ -10,9 +10,13 @@ import triton.language as tl
 def gelu(x):  # type: ignore[no-untyped-def]
     """x * Phi(x) for the normal distribution's Phi, for results in f16 and bf16; log2 Phi(-|x|) is a polynomial in |x|.
 
-    The coefficients are a minimax fit on 0 <= |x| <= 6, with a relative error of Phi below 8e-6, far below half a unit
-    in the last place of f16 and bf16. One exponential instead of erf's two branches, and no cancellation for x < 0.
+    One exponential instead of erf's two branches, and no cancellation for x < 0. From -6 on the result is off by less
+    than 8e-6 of itself, far below half a unit in the last place of f16 and bf16, and below -6 by less than 5e-14.
     """
+    # A minimax fit made for this function: of all p of degree 6, about the one with the smallest largest error of
+    # 2**(u * p(u) - 1) relative to Phi(-u) on 0 <= u <= 6, with coefficients in f32. That error has eight peaks of
+    # alternating signs between 3.4e-6 and 4.5e-6, so no p of that degree stays below the former. Rounding u * p(u),
+    # up to 29, to f32 adds to it. csrc/gated.cu has the same numbers.
     u = tl.abs(x)
     p = -1.79378025677579e-06 * u + 6.072615724406205e-05
     p = p * u + -0.0009231857256963849

@@ -7,12 +7,14 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from rewriter.ops.low_precision import FORMATS
 from rewriter.ops.triton import ahead
 
 H100 = ahead.Target(capability=90, multiprocessors=132)
@@ -23,6 +25,26 @@ def calls() -> list[str]:
     sliced = torch.empty(2, 9, 80, dtype=torch.float16)[..., 3:67]
     config = {"rows": 2, "num_warps": 4}
     return [ahead.task("layer_norm", "triton", config, (each, [64], weight, None, 1e-5)) for each in (x, sliced)]
+
+
+def products() -> list[str]:
+    """Every product of rows by rows, with both kernels. The interpreter takes more than the compiler does."""
+    x, weight, bias = (torch.empty(shape, dtype=torch.bfloat16) for shape in ((1, 32, 64), (64, 64), (64,)))
+    scales = torch.empty(1, 32, 1), torch.empty(64, 1)
+    calls: list[tuple[str, tuple[Any, ...]]] = [
+        ("linear_act", (x, weight, None, "gelu")),
+        ("linear_add", (x, weight, bias, x)),
+        ("linear_geglu", (x, weight, bias)),
+    ]
+    for dtype in FORMATS.values():
+        rows = x.to(dtype), scales[0], weight.to(dtype), scales[1], bias
+        calls += [("quantised_linear", rows), ("quantised_linear_add", (*rows, x))]
+    config = {"rows": 64, "columns": 32, "depth": 64, "warps": 4, "stages": 2}
+    return [
+        ahead.task(op, "triton", {**config, "persistent": each}, arguments)
+        for op, arguments in calls
+        for each in (0, 1)
+    ]
 
 
 def compiled(folder: pathlib.Path) -> set[str]:
@@ -45,6 +67,11 @@ def test_a_second_time_finds_everything_in_the_cache(tmp_path: pathlib.Path, mon
     assert first
     assert ahead.compile_ahead(calls(), H100, processes=1) == 2
     assert compiled(tmp_path) == first
+
+
+def test_every_product_compiles(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert ahead.compile_ahead(products(), H100, processes=1) == len(products())
 
 
 def test_a_call_that_does_not_compile_is_left_to_the_launch(

@@ -7,7 +7,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from rewriter.ops.activation import ACTIVATIONS, activate
 from rewriter.ops.linear import linear_geglu as reference
-from rewriter.ops.triton import device, linear, linear_geglu
+from rewriter.ops.triton import device, linear, product
 
 pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="needs Triton's interpreter (TRITON_INTERPRET=1)")
 
@@ -43,7 +43,7 @@ def _error(result: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: to
 def test_odd_sizes(rows: int, depth: int, columns: int, config: dict[str, int], dtype: torch.dtype) -> None:
     x, weight, bias = _operands(rows, depth, columns, dtype)
     for added in (bias, None):
-        assert _error(linear_geglu.linear_geglu(x, weight, added, **config), x, weight, added) < _ERROR[dtype]
+        assert _error(linear.linear_geglu(x, weight, added, **config), x, weight, added) < _ERROR[dtype]
 
 
 @pytest.mark.parametrize("config", _SMALL, ids=["tiled", "persistent"])
@@ -57,7 +57,7 @@ def test_strides(config: dict[str, int]) -> None:
     twice = torch.full((64,), torch.nan, dtype=x.dtype)
     twice[::2] = bias
     for each in (wide[:, 8:48], wide[:, 8:48].view(2, 3, 4, 40), by_columns, x[:1].expand(24, 40)):
-        result = linear_geglu.linear_geglu(each, sliced[1:, :40], twice[::2], **config)
+        result = linear.linear_geglu(each, sliced[1:, :40], twice[::2], **config)
         assert _error(result, each, weight, bias) < 5e-4
         assert result.is_contiguous()
 
@@ -69,7 +69,7 @@ def test_reads_nothing_around_its_operands() -> None:
         room = torch.full((operand.numel() + 64,), torch.nan, dtype=operand.dtype)
         room[32:-32] = operand.flatten()
         fenced.append(room[32:-32].view(operand.shape))
-    assert _error(linear_geglu.linear_geglu(*fenced, rows=16, columns=16, depth=16), x, weight, bias) < 5e-4
+    assert _error(linear.linear_geglu(*fenced, rows=16, columns=16, depth=16), x, weight, bias) < 5e-4
 
 
 def test_gelu_is_the_exact_one() -> None:
@@ -77,7 +77,7 @@ def test_gelu_is_the_exact_one() -> None:
     gate = torch.linspace(-9, 9, 400).half()[:, None]
     weight = torch.tensor([[0.0], [1.0]], dtype=torch.float16)
     bias = torch.tensor([1.0, 0.0], dtype=torch.float16)
-    result = linear_geglu.linear_geglu(gate, weight, bias, rows=16, columns=16, depth=16)
+    result = linear.linear_geglu(gate, weight, bias, rows=16, columns=16, depth=16)
     exact = torch.nn.functional.gelu(gate.double())
     # Between two subnormals lie 6e-8.
     assert ((result.double() - exact).abs() <= 5.5e-4 * exact.abs() + 3.1e-8).all()
@@ -99,7 +99,7 @@ def test_infinities() -> None:
     bias = torch.tensor([2.0, 0.0], dtype=torch.float16)
     x = torch.tensor([[torch.inf], [-torch.inf], [torch.nan], [1.0]], dtype=torch.float16)
     # inf * 0 makes hidden NaN; without it hidden is the bias.
-    assert linear_geglu.linear_geglu(x, weight, bias, rows=16, columns=16, depth=16).isnan().flatten().tolist() == [
+    assert linear.linear_geglu(x, weight, bias, rows=16, columns=16, depth=16).isnan().flatten().tolist() == [
         True,
         True,
         True,
@@ -107,9 +107,9 @@ def test_infinities() -> None:
     ]
     gates = torch.tensor([2.0, torch.inf], dtype=torch.float16)
     nothing = torch.zeros(1, 1, dtype=torch.float16)
-    assert linear_geglu.linear_geglu(nothing, weight, gates, rows=16, columns=16, depth=16).item() == torch.inf
+    assert linear.linear_geglu(nothing, weight, gates, rows=16, columns=16, depth=16).item() == torch.inf
     gates = torch.tensor([2.0, -torch.inf], dtype=torch.float16)
-    assert linear_geglu.linear_geglu(nothing, weight, gates, rows=16, columns=16, depth=16).isnan().item()
+    assert linear.linear_geglu(nothing, weight, gates, rows=16, columns=16, depth=16).isnan().item()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -149,22 +149,27 @@ def test_refuses_a_residual_that_broadcasts() -> None:
 
 def test_refusals() -> None:
     x, weight, bias = _operands(3, 8, 4)
-    assert linear_geglu.takes(x, weight, bias) is None
-    assert linear_geglu.takes(x.float(), weight.float(), None) is not None
-    assert linear_geglu.takes(x, weight, bias.float()) is not None
-    assert linear_geglu.takes(x[:0], weight, bias) == "an empty product"
-    assert linear_geglu.takes(x[:, :7], weight, bias) is not None
-    assert linear_geglu.takes(x, weight[:7], None) is not None
+    assert linear.takes_geglu(x, weight, bias) is None
+    assert linear.takes_geglu(x.float(), weight.float(), None) is not None
+    assert linear.takes_geglu(x, weight, bias.float()) is not None
+    assert linear.takes_geglu(x[:0], weight, bias) == "an empty product"
+    assert linear.takes_geglu(x[:, :7], weight, bias) is not None
+    assert linear.takes_geglu(x, weight[:7], None) is not None
 
 
 def test_the_accelerator_is_offered_only_what_it_can_read() -> None:
     x, weight, _ = _operands(32, 64, 16)
-    assert linear.describable(x, weight, 16)
-    assert not linear.describable(x[:, 1:], weight[:, 1:], 16)
-    assert not linear.describable(x, weight, 15)
-    assert not linear.describable(x[:1].expand(32, 64), weight, 16)
-    assert not linear.describable(x.t().contiguous().t(), weight, 16)
+    assert product.describable(x, weight, 16)
+    assert not product.describable(x[:, 1:], weight[:, 1:], 16)
+    assert not product.describable(x, weight, 15)
+    assert not product.describable(x[:1].expand(32, 64), weight, 16)
+    assert not product.describable(x.t().contiguous().t(), weight, 16)
+    # Rows of 24 elements: 48 bytes, and 24 in eight bits.
+    narrow = torch.zeros(32, 24, dtype=torch.int8)
+    assert product.describable(narrow.half(), narrow.half(), 16)
+    assert not product.describable(narrow, narrow, 16)
+    assert product.describable(narrow[:, :16].contiguous(), narrow[:, :16].contiguous(), 16)
     odd, odd_weight, odd_bias = _operands(4000, 4, 600)
-    assert all(not config["persistent"] for config in linear_geglu.configs(odd, odd_weight, odd_bias))
+    assert all(not config["persistent"] for config in linear.geglu_configs(odd, odd_weight, odd_bias))
     even, even_weight, even_bias = _operands(4000, 8, 600)
-    assert any(config["persistent"] for config in linear_geglu.configs(even, even_weight, even_bias))
+    assert any(config["persistent"] for config in linear.geglu_configs(even, even_weight, even_bias))

@@ -152,7 +152,7 @@ def test_the_digest_does_not_depend_on_where_the_files_lie(tree: pathlib.Path, t
 def test_the_kernels_of_this_package_are_found() -> None:
     """In csrc too, where no GPU is needed for it; a module of nothing but others' kernels leaves them out."""
     files = {path.name for path in code.here().of("conv_act")}
-    assert {"conv.py", "linear.py", "registry.py", "build.py", "convolution.cpp", "convolution.cu", "wgmma.h"} <= files
+    assert {"conv.py", "product.py", "registry.py", "build.py", "convolution.cpp", "convolution.cu", "wgmma.h"} <= files
     assert not {"linear.cpp", "group_norm.py", "rotary.py"} & files
     files = {path.name for path in code.here().of("group_norm_silu")}
     assert {"group_norm.py", "group_norm_kernels.py", "planes.py", "dispatch.py"} <= files
