@@ -31,6 +31,16 @@ EQUIVALENT = {
     r"dim1 of aten::transpose is 1 instead of -2": "the same dimension of a tensor of rank 3",
     r"aten::(div|mul) instead of aten::(div|mul)": "by one",
 }
+# The same of one rule only.
+EQUIVALENT_OF = {
+    "attention-one-key": {
+        r"norm_weight and norm_bias of aten::layer_norm exchanged": "a single key has the weight 1",
+        r"aten::layer_norm reads (another tensor|norm_bias|norm_weight) ": "a single key has the weight 1",
+        r"no aten::layer_norm: x stands for n": "a single key has the weight 1",
+        r"aten::linear reads x instead of n as input": "a single key has the weight 1",
+        r"causal of rewriter::attention_tokens is True": "no key comes after the first",
+    },
+}
 
 
 def read(tmp_path: pathlib.Path, entry: str) -> Rule:
@@ -72,9 +82,10 @@ def test_no_mutant_of_a_default_rule_survives(rule: Rule) -> None:
     found = score(rule)
     assert not found.survivors, "\n".join(map(str, found.survivors))
     assert found.killed == found.total > 10
+    known = [*EQUIVALENT, *EQUIVALENT_OF.get(rule.id, ())]
     for equivalent in found.equivalent:
         description = equivalent.mutant.description
-        assert any(re.match(each, description) for each in EQUIVALENT), str(equivalent)
+        assert any(re.match(each, description) for each in known), str(equivalent)
 
 
 def test_every_family_kills_something() -> None:
