@@ -11,8 +11,8 @@
 
 #include "convolution.h"
 #include "hopper.h"
+#include "products.h"
 #include "results.h"
-#include "wgmma.h"
 
 #include <cstdint>
 
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Plan plan, const Operands operands) {
   using Shape = Tile<kBlocks>;
-  extern __shared__ unsigned char memory[];
+  unsigned char* const memory = hopper::shared_memory();
   unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
   unsigned char* const right = left + Shape::kStages * Shape::kLeft;
   unsigned char* const parts = right + Shape::kStages * Shape::kRight;
@@ -332,26 +332,24 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int row = half * kBlocks * 64 + warp % 4 * 16;
       Addends<T, 0> addends;
       Addends<T, 64> addends_64;
-      Addends<T, 128> addends_128;
-      // Only the smaller tiles leave registers for it while the products run.
-      if constexpr (kBlocks == 1) {
-        if (plan.splits == 1) {
-          addends.read(operands.residual, Lines<0>(plan, rows, row, column));
-          addends_64.read(operands.residual, Lines<64>(plan, rows, row, column));
-          addends_128.read(operands.residual, Lines<128>(plan, rows, row, column));
-        }
+      // While the products run there are registers for 128 columns of the smaller tiles. With more of them, the assembler
+      // has each product wait for the one before.
+      constexpr bool kAhead = kBlocks == 1;
+      if (kAhead && plan.splits == 1) {
+        addends.read(operands.residual, Lines<0>(plan, rows, row, column));
+        addends_64.read(operands.residual, Lines<64>(plan, rows, row, column));
       }
       hopper::add_products<T, kDepth>(sums, true, ring, place.begin, place.end, left, right, half, full, empty, reader);
       if (plan.splits == 1) {
-        const auto store = [&](auto ahead, const auto& to, const float (&of_block)[kColumns / 2]) {
-          if constexpr (kBlocks > 1) ahead.read(operands.residual, to);
-          finish<T>(of_block, part, operands, to, ahead);
+        const auto store = [&](auto more, bool there, const auto& to, const float (&of_block)[kColumns / 2]) {
+          if (!there) more.read(operands.residual, to);
+          finish<T>(of_block, part, operands, to, more);
         };
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
-          store(addends, Lines<0>(plan, rows, row + block * 64, column), sums[block]);
-          store(addends_64, Lines<64>(plan, rows, row + block * 64, column), sums[block]);
-          store(addends_128, Lines<128>(plan, rows, row + block * 64, column), sums[block]);
+          store(addends, kAhead, Lines<0>(plan, rows, row + block * 64, column), sums[block]);
+          store(addends_64, kAhead, Lines<64>(plan, rows, row + block * 64, column), sums[block]);
+          store(Addends<T, 128>(), false, Lines<128>(plan, rows, row + block * 64, column), sums[block]);
         }
       } else if constexpr (kBlocks == 1) {
         join_splits<T>(sums[0], reinterpret_cast<float*>(left), plan, operands, place, rows, column);
@@ -372,8 +370,8 @@ __global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_const
 
 template <int kBlocks>
 Kernel instance(bool f16) {
-  return {f16 ? reinterpret_cast<const void*>(multiply<__half, kBlocks>)
-              : reinterpret_cast<const void*>(multiply<__nv_bfloat16, kBlocks>),
+  return {f16 ? hopper::address_of(multiply<__half, kBlocks>)
+              : hopper::address_of(multiply<__nv_bfloat16, kBlocks>),
           Tile<kBlocks>::kRows, Tile<kBlocks>::kShared};
 }
 

@@ -9,8 +9,8 @@
 
 #include "gated.h"
 #include "hopper.h"
+#include "products.h"
 #include "results.h"
-#include "wgmma.h"
 
 #include <cuda.h>
 
@@ -45,8 +45,7 @@ __device__ float gelu(float x) {
   p = p * u - 0.05389093980193138f;
   p = p * u - 0.4585415720939636f;
   p = p * u - 1.151214361190796f;
-  float tail;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(tail) : "f"(p * u - 1.0f));
+  const float tail = hopper::exp2_of(p * u - 1.0f);
   return x * (x < 0 ? tail : 1.0f - tail);
 }
 
@@ -106,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Work work) {
   using Shape = Tile<kBlocks, kResults>;
-  extern __shared__ unsigned char memory[];
+  unsigned char* const memory = hopper::shared_memory();
   unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
   unsigned char* const right = left + Shape::kStages * Shape::kLeft;
   unsigned char* const parts = right + Shape::kStages * Shape::kRight;
@@ -197,8 +196,8 @@ __global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_const
 template <int kBlocks, int kResults>
 Kernel instance(bool f16) {
   using Shape = Tile<kBlocks, kResults>;
-  return {f16 ? reinterpret_cast<const void*>(multiply<__half, kBlocks, kResults>)
-              : reinterpret_cast<const void*>(multiply<__nv_bfloat16, kBlocks, kResults>),
+  return {f16 ? hopper::address_of(multiply<__half, kBlocks, kResults>)
+              : hopper::address_of(multiply<__nv_bfloat16, kBlocks, kResults>),
           Shape::kRows, kResults, Shape::kShared};
 }
 

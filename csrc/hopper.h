@@ -1,4 +1,5 @@
-// What kernels for Hopper need from the chip: barriers in shared memory, the copy engine, clusters, descriptors.
+// What kernels for Hopper need from the chip, an instruction or two each: barriers in shared memory, the copy engine,
+// clusters, tensor cores.
 #pragma once
 
 #include <cuda.h>
@@ -7,8 +8,53 @@
 
 namespace rewriter::hopper {
 
+// A kernel's address as launches take it.
+template <typename... Arguments>
+const void* address_of(void (*kernel)(Arguments...)) {
+  return reinterpret_cast<const void*>(kernel);
+}
+
+// --- memory ----------------------------------------------------------------------------------------------------------
+
+// What the launch asked for, shared by the threads of a block.
+__device__ inline unsigned char* shared_memory() {
+  extern __shared__ unsigned char memory[];
+  return memory;
+}
+
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Not moved to where it is used, at the end of the tile: it is read while the products run.
+__device__ inline uint32_t read_ahead(const void* pointer) {
+  uint32_t word;
+  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(word) : "l"(pointer));
+  return word;
+}
+
+__device__ inline uint4 read_line_ahead(const void* pointer) {
+  uint4 line;
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(line.x), "=r"(line.y), "=r"(line.z), "=r"(line.w)
+               : "l"(pointer));
+  return line;
+}
+
+// Four 8 x 8 matrices of 16-bit elements, whose rows of 16 bytes go to where the lanes 0 to 7, 8 to 15 and so on say. A
+// lane has two elements of each, those of row lane / 4 from column 2 (lane % 4) on.
+__device__ inline void store_matrices(unsigned char* row, const uint32_t (&words)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+}
+
+// --- arithmetic ------------------------------------------------------------------------------------------------------
+
+__device__ inline float exp2_of(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 // --- barriers -------------------------------------------------------------------------------------------------------
@@ -126,13 +172,6 @@ __device__ inline void copy(void* to, const CUtensorMap& map, uint64_t* barrier,
 
 // --- tensor cores ---------------------------------------------------------------------------------------------------
 
-// Rows of 128 bytes in shared memory, as the copy engine lays them out with its 128-byte swizzle, from a multiple of
-// 1024 bytes on; a step of 16 elements along the rows adds 32 bytes to `pointer`.
-__device__ inline uint64_t operand(const void* pointer) {
-  constexpr uint64_t kAtom = 1024 >> 4, kSwizzle128 = 1;
-  return ((shared_address(pointer) & 0x3FFFF) >> 4) | (uint64_t{1} << 16) | (kAtom << 32) | (kSwizzle128 << 62);
-}
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -144,11 +183,17 @@ __device__ inline void await_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-// Keeps the compiler from moving a use of the sums across this point.
+// Keeps the compiler from moving a use of sums, or of operands in registers, across this point.
 template <int N>
 __device__ inline void pin(float (&sums)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+template <int N>
+__device__ inline void pin(uint32_t (&words)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+r"(words[i])::"memory");
 }
 
 template <int N>
@@ -166,20 +211,5 @@ __device__ inline void meet(int name, int threads) {
 }
 
 #endif
-
-// A stage of the ring that operands go through, and the parity of the turn.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  uint32_t turn = 0;
-
-  __device__ void next() {
-    if (++stage == kStages) {
-      stage = 0;
-      turn ^= 1;
-    }
-  }
-  __device__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
-};
 
 }  // namespace rewriter::hopper

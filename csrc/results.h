@@ -19,7 +19,7 @@ __device__ inline float2 widened<__half>(uint32_t pair) {
 }
 template <>
 __device__ inline float2 widened<__nv_bfloat16>(uint32_t pair) {
-  return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000));
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
 }
 template <typename T>
 __device__ uint32_t narrowed(float one, float two);
@@ -34,21 +34,6 @@ __device__ inline uint32_t narrowed<__nv_bfloat16>(float one, float two) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// Not moved to where it is used, at the end of the tile: it is read while the products run.
-__device__ inline uint32_t read_ahead(const void* pointer) {
-  uint32_t word;
-  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(word) : "l"(pointer));
-  return word;
-}
-
-__device__ inline uint4 read_line_ahead(const void* pointer) {
-  uint4 line;
-  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(line.x), "=r"(line.y), "=r"(line.z), "=r"(line.w)
-               : "l"(pointer));
-  return line;
-}
-
 // A warp's 16 rows of 64 results in shared memory. Chunks of eight results lie in turned order in their row, so that
 // neighbouring rows do not meet in a bank.
 constexpr int kPart = 16 * 64 * 2;
@@ -58,10 +43,7 @@ __device__ inline uint32_t chunk_at(int row, int chunk) { return row * 128 + (ch
 // Four 8 x 8 matrices of 16-bit elements: rows 0 to 7 and 8 to 15 of chunk `pair`, then of the next one.
 __device__ inline void store_chunks(unsigned char* part, int pair, const uint32_t (&words)[4]) {
   const int lane = threadIdx.x % 32;
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   shared_address(part) + chunk_at(lane % 16, pair + lane / 16)),
-               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-               : "memory");
+  store_matrices(part + chunk_at(lane % 16, pair + lane / 16), words);
 }
 
 }  // namespace rewriter::hopper

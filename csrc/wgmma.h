@@ -16,10 +16,32 @@ namespace rewriter::hopper {
 template <typename T, int N>
 struct Multiply;
 
+// The same with a in registers, four words of it as if it were d of 16 columns, rounded, and b: 16 rows of N elements.
+template <typename T, int N>
+struct MultiplyHeld;
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-#define REWRITER_8(i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define REWRITER_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define REWRITER_8(i) REWRITER_4(i), REWRITER_4(i + 4)
+
+#define REWRITER_MULTIPLY_128(type, kind)                                                                              \
+template <>                                                                                                            \
+struct Multiply<type, 128> {                                                                                           \
+  static __device__ void run(float (&d)[64], uint64_t a, uint64_t b, int add) {                                        \
+    asm volatile(                                                                                                      \
+        "{.reg .pred add; setp.ne.b32 add, %66, 0; "                                                                   \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." kind "." kind " {"                                              \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                       \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                             \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                             \
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                            \
+        "%64, %65, add, 1, 1, 0, 0;}"                                                                                  \
+        : REWRITER_8(0), REWRITER_8(8), REWRITER_8(16), REWRITER_8(24),                                                \
+          REWRITER_8(32), REWRITER_8(40), REWRITER_8(48), REWRITER_8(56)                                               \
+        : "l"(a), "l"(b), "r"(add));                                                                                   \
+  }                                                                                                                    \
+};
 
 #define REWRITER_MULTIPLY_160(type, kind)                                                                              \
 template <>                                                                                                            \
@@ -65,51 +87,54 @@ struct Multiply<type, 256> {                                                    
   }                                                                                                                    \
 };
 
+#define REWRITER_MULTIPLY_HELD_40(type, kind)                                                                          \
+template <>                                                                                                            \
+struct MultiplyHeld<type, 40> {                                                                                        \
+  static __device__ void run(float (&d)[20], const uint32_t* a, uint64_t b, int add) {                                 \
+    asm volatile(                                                                                                      \
+        "{.reg .pred add; setp.ne.b32 add, %25, 0; "                                                                   \
+        "wgmma.mma_async.sync.aligned.m64n40k16.f32." kind "." kind " {"                                               \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                       \
+        "%16, %17, %18, %19}, "                                                                                        \
+        "{%20, %21, %22, %23}, %24, add, 1, 1, 1;}"                                                                    \
+        : REWRITER_8(0), REWRITER_8(8), REWRITER_4(16)                                                                 \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                                               \
+  }                                                                                                                    \
+};
+
+#define REWRITER_MULTIPLY_HELD_64(type, kind)                                                                          \
+template <>                                                                                                            \
+struct MultiplyHeld<type, 64> {                                                                                        \
+  static __device__ void run(float (&d)[32], const uint32_t* a, uint64_t b, int add) {                                 \
+    asm volatile(                                                                                                      \
+        "{.reg .pred add; setp.ne.b32 add, %37, 0; "                                                                   \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." kind "." kind " {"                                               \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                       \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                            \
+        "{%32, %33, %34, %35}, %36, add, 1, 1, 1;}"                                                                    \
+        : REWRITER_8(0), REWRITER_8(8), REWRITER_8(16), REWRITER_8(24)                                                 \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));                                               \
+  }                                                                                                                    \
+};
+
+REWRITER_MULTIPLY_128(__half, "f16")
+REWRITER_MULTIPLY_128(__nv_bfloat16, "bf16")
 REWRITER_MULTIPLY_160(__half, "f16")
 REWRITER_MULTIPLY_160(__nv_bfloat16, "bf16")
 REWRITER_MULTIPLY_256(__half, "f16")
 REWRITER_MULTIPLY_256(__nv_bfloat16, "bf16")
+REWRITER_MULTIPLY_HELD_40(__half, "f16")
+REWRITER_MULTIPLY_HELD_40(__nv_bfloat16, "bf16")
+REWRITER_MULTIPLY_HELD_64(__half, "f16")
+REWRITER_MULTIPLY_HELD_64(__nv_bfloat16, "bf16")
 
+#undef REWRITER_MULTIPLY_128
 #undef REWRITER_MULTIPLY_160
 #undef REWRITER_MULTIPLY_256
+#undef REWRITER_MULTIPLY_HELD_40
+#undef REWRITER_MULTIPLY_HELD_64
+#undef REWRITER_4
 #undef REWRITER_8
-
-// The sums of kBlocks x 64 rows of a tile over the steps `begin` to `end`, as one of two groups of four warps that share
-// a ring of stages. more: whether what the sums hold stays in them; half: which group, and so which rows; left, right:
-// the stages of both operands, which `full` says are there; reader: the block whose `empty` this lane tells when its
-// warp has read a stage, -1 for none.
-template <typename T, int kDepth, int kBlocks, int kSums, int kStages>
-__device__ __forceinline__ void add_products(float (&sums)[kBlocks][kSums], bool more, Ring<kStages>& ring, int begin,
-                                             int end, const unsigned char* left, const unsigned char* right, int half,
-                                             uint64_t* full, uint64_t* empty, int reader) {
-  constexpr int kColumns = 2 * kSums, kBlock = 64 * kDepth * 2;
-  for (int step = begin; step < end; ++step, ring.next()) {
-    wait(full + ring.stage, ring.turn);
-    const uint64_t a = operand(left + (2 * ring.stage + half) * kBlocks * kBlock);
-    const uint64_t b = operand(right + ring.stage * kColumns * kDepth * 2);
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
-    begin_products();
-#pragma unroll
-    for (int k = 0; k < kDepth / 16; ++k) {
-#pragma unroll
-      for (int block = 0; block < kBlocks; ++block) {
-        const bool adds = more || step > begin || k > 0;
-        Multiply<T, kColumns>::run(sums[block], a + block * (kBlock >> 4) + 2 * k, b + 2 * k, adds);
-      }
-    }
-    commit_products();
-    // The products before these are done then, and their stage is free.
-    await_products<1>();
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
-    if (step > begin && reader >= 0) arrive_at(empty + ring.before(), reader);
-  }
-  await_products<0>();
-#pragma unroll
-  for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
-  if (reader >= 0) arrive_at(empty + ring.before(), reader);
-}
 
 #endif
 

@@ -5,9 +5,10 @@ Importing this module raises ImportError, OSError or RuntimeError where that is 
 
 from __future__ import annotations
 
-from rewriter.ops.cuda import build, convolution, linear, product
+from rewriter.ops.cuda import attention, build, convolution, linear, product
 
 build.load(build.visible_architectures())
 linear.enter()
 convolution.enter()
 product.enter()
+attention.enter()

@@ -1,0 +1,102 @@
+"""Builds the kernels for Hopper with an emulated chip in the place of a real one, for tests where there is no GPU.
+
+What csrc/hopper.h and csrc/wgmma.h say in instructions, the files of the same names in `emulator` carry out on the CPU.
+Everything else is the library's own source: kernels, what launches them, descriptors, barriers, plans.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from rewriter.ops.cuda import compiler
+from rewriter.ops.cuda.compiler import BuildError
+
+ROOT = pathlib.Path(__file__).parents[2]
+EMULATOR = pathlib.Path(__file__).parent / "emulator"
+KERNELS = ("attention", "convolution", "gated")
+# As machine.h explains them.
+PACES = ("early", "late", "apart", "random")
+_FLAGS = (
+    "-std=c++20",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wno-attributes",
+    "-Wno-unknown-pragmas",
+    "-D__CUDA_ARCH_FEAT_SM90_ALL",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    "-DUSE_CUDA",
+)
+
+
+def headers() -> pathlib.Path | None:
+    """The folder of the CUDA toolkit's headers, if there is a toolkit."""
+    try:
+        beside = compiler.find_nvcc().resolve().parents[1] / "include"
+    except BuildError:
+        return None
+    places = (beside, pathlib.Path("/usr/local/cuda/include"))
+    return next((place for place in places if (place / "cuda_fp16.h").exists()), None)
+
+
+def missing() -> str | None:
+    """What this machine lacks to build the emulator; None where it has all."""
+    if shutil.which("g++") is None:
+        return "there is no g++"
+    return None if headers() is not None else "there is no CUDA toolkit"
+
+
+def build(
+    folder: pathlib.Path, name: str, kernels: Sequence[str], changes: Mapping[str, tuple[str, str]]
+) -> pathlib.Path:
+    """A library of `kernels` whose ops are torch.ops.<name>, for tensors on the CPU.
+
+    changes: by file of csrc, a text that it holds once and what stands there instead.
+    """
+    sources = folder / name
+    shutil.copytree(ROOT / "csrc", sources, ignore=shutil.ignore_patterns("*.so", "*.py", "__pycache__"))
+    for path in EMULATOR.iterdir():
+        shutil.copy(path, sources)
+    for file, (old, new) in changes.items():
+        text = (sources / file).read_text()
+        assert text.count(old) == 1, f"{file} holds {old!r} {text.count(old)} times"
+        (sources / file).write_text(text.replace(old, new))
+    for kernel in kernels:
+        path = sources / f"{kernel}.cpp"
+        text = path.read_text().replace("(rewriter_cuda, CUDA,", f"({name}, CPU,")
+        path.write_text(text.replace("(rewriter_cuda,", f"({name},"))
+    files = [f"{kernel}.{kind}" for kernel in kernels for kind in ("cu", "cpp")]
+    library = folder / f"{name}.so"
+    torch_folder = pathlib.Path(torch.__file__).parent
+    includes = ["-isystem", str(torch_folder / "include"), "-isystem", str(headers())]
+    objects = [str(sources / f"{file}.o") for file in (*files, "machine.cpp", "driver.cpp")]
+    for target in objects:
+        _run(["g++", *_FLAGS, *includes, "-x", "c++", "-c", target.removesuffix(".o"), "-o", target])
+    # Calls of CUDA and torch that the emulator answers must find its own.
+    links = ["-Wl,-Bsymbolic", "-Wl,--no-as-needed", "-L", str(torch_folder / "lib"), "-ltorch", "-ltorch_cpu", "-lc10"]
+    _run(["g++", "-shared", *objects, "-o", str(library), *links])
+    return library
+
+
+class Chip:
+    """An emulated chip: a library that `build` has made."""
+
+    def __init__(self, library: pathlib.Path) -> None:
+        torch.ops.load_library(library)
+        self._library = ctypes.CDLL(str(library))
+        self.ops = getattr(torch.ops, library.stem)
+
+    def set(self, *, seed: int = 0, pace: str = "early", clusters: int = 2) -> None:
+        """pace: one of PACES, when copies and products are done. clusters: that run at once."""
+        self._library.emulate(seed, PACES.index(pace), clusters)
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
