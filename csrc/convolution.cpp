@@ -60,11 +60,14 @@ const void* pointer(const std::optional<Tensor>& tensor) {
 // a block's results; across, along: blocks of a cluster that share rows, and columns; splits: that share the depth.
 void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor> bias,
                  const std::optional<Tensor> residual, Tensor y, int64_t step, int64_t pad_z, int64_t pad_y,
-                 int64_t pad_x, int64_t rows, int64_t across, int64_t along, int64_t splits) {
+                 int64_t pad_x, int64_t scale, int64_t rows, int64_t across, int64_t along, int64_t splits) {
   const auto type = x.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "x: expected f16 or bf16");
   require(x.dim() == 5 && weight.dim() == 5 && y.dim() == 5, "x, weight, y: expected five dimensions");
   require(step == 1 || step == 2, "step: expected 1 or 2");
+  require(scale == 1 || (scale == 2 && step == 1), "scale: expected 1, or 2 with a step of 1");
+  require(weight.size(0) == scale * scale * y.size(1) && y.size(4) % scale == 0 && y.size(3) % scale == 0,
+          "weight, y: expected filters and pixels for the scale");
   require(across == 1 || across == 2, "across: expected 1 or 2");
   require(along == 1 || along == 2 || along == 4, "along: expected 1, 2 or 4");
   require(splits >= 1 && splits <= kSplits && (splits & (splits - 1)) == 0, "splits: expected 1, 2, 4 or 8");
@@ -75,8 +78,9 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
   require(kernel.address != nullptr, "rows: expected 128 or 256");
   const OnDeviceOf here(x);
   Plan plan{};
-  plan.pixels = covered(y.size(4), y.size(3), y.size(2), y.size(0), kernel.rows / static_cast<int>(across),
-                        static_cast<int>(step));
+  plan.pixels = covered(y.size(4) / scale, y.size(3) / scale, y.size(2), y.size(0),
+                        kernel.rows / static_cast<int>(across), static_cast<int>(step));
+  plan.scale = static_cast<int>(scale);
   plan.columns = static_cast<int>(y.size(1));
   plan.step = static_cast<int>(step);
   plan.pad_x = static_cast<int>(pad_x);
@@ -107,7 +111,7 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
   void* arguments[] = {&left, &right, &plan, &operands};
   Launch launch(static_cast<int>(across * along * splits), kThreads, kernel.shared, here.stream);
   // A split's sums lie where the next tile's operands would.
-  launch_clusters(launch, kernel.address, plan.row_groups * plan.column_groups, splits > 1,
+  launch_clusters(launch, kernel.address, plan.row_groups * plan.column_groups * plan.scale * plan.scale, splits > 1,
                   arguments, "a convolution on Hopper");
 }
 
@@ -125,7 +129,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
   library.def("clusters(Tensor x, int size) -> int");
   library.def(
       "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) y, int step, int pad_z, "
-      "int pad_y, int pad_x, int rows, int across, int along, int splits) -> ()");
+      "int pad_y, int pad_x, int scale, int rows, int across, int along, int splits) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) {

@@ -6,6 +6,9 @@
 // tap, with zeros beyond the picture's edge: no index is computed and nothing is unfolded. A linear layer is a picture of
 // one row.
 //
+// With a scale of two, the result has four pixels for each of the input, and each of the four has its own filters and its
+// own begin of the filter over the input: tiles of the four follow one another.
+//
 // Blocks of a cluster share what they read: `across` blocks with the same rows, `along` blocks with the same columns, and
 // each loads its part for all. `splits` of them share the steps along the depth and add their sums up at the end.
 
@@ -36,10 +39,16 @@ __device__ Box box_at(const Pixels& pixels, int index) {
   return box;
 }
 
+// Which of the result's pixels for a pixel of the input.
+struct Phase {
+  int x, y;
+};
+
 // A tile's rows: one box, or two of half as many.
 struct Rows {
   Box upper, lower;
   int log_box;
+  Phase phase;
 
   // The box that a row is in. Each part is chosen, so that none of this has to be in memory.
   __device__ Box box_of(int row) const {
@@ -49,14 +58,18 @@ struct Rows {
   }
 };
 
-// The number of the box's pixel `index`, -1 beyond the picture's edge.
-__device__ int pixel_of(const Pixels& pixels, const Box& box, int index) {
+// The number of the row's pixel in the result, -1 beyond the picture's edge.
+__device__ int pixel_of(const Plan& plan, const Rows& rows, int row) {
+  const Pixels& pixels = plan.pixels;
+  const Box box = rows.box_of(row);
+  int index = row & ((1 << rows.log_box) - 1);
   const int x = box.x + (index & ((1 << pixels.log_width) - 1));
   index >>= pixels.log_width;
   const int y = box.y + (index & ((1 << pixels.log_height) - 1));
   const int image = box.image + (index >> pixels.log_height);
   if (x >= pixels.width || y >= pixels.height || image >= pixels.images) return -1;
-  return ((image * pixels.depth + box.z) * pixels.height + y) * pixels.width + x;
+  const int line = ((image * pixels.depth + box.z) * pixels.height + y) * plan.scale + rows.phase.y;
+  return (line * pixels.width + x) * plan.scale + rows.phase.x;
 }
 
 template <typename T>
@@ -87,6 +100,21 @@ struct Place {
   }
   int split, first, along, across;
   int begin, end;
+};
+
+// What a block works on: rows and columns of one phase of the result.
+struct Spot {
+  __device__ Spot(const Plan& plan, const Place& place, int tile) {
+    column = (tile % plan.column_groups * plan.across + place.across) * kColumns;
+    tile /= plan.column_groups;
+    const int phases = plan.scale * plan.scale, index = tile % phases;
+    phase = {index % plan.scale, index / plan.scale};
+    filter = index * plan.columns + column;
+    row_tile = tile / phases * plan.along + place.along;
+  }
+  // filter: the weight's row for the first column.
+  int row_tile, column, filter;
+  Phase phase;
 };
 
 // A step along the depth: some channels of a tap. Counted, not computed: one thread feeds the tensor cores, and a division
@@ -126,7 +154,7 @@ struct Lines {
 #pragma unroll
     for (int i = 0; i < kLines; ++i) {
       const int at = row + i * kHeight + lane / kChunks;
-      const int pixel = pixel_of(plan.pixels, rows.box_of(at), at & ((1 << rows.log_box) - 1));
+      const int pixel = pixel_of(plan, rows, at);
       places[i] = pixel < 0 || right >= plan.columns ? -1 : pixel * plan.columns + right;
     }
   }
@@ -209,7 +237,7 @@ __device__ __forceinline__ void join_splits(const float (&sums)[kColumns / 2], f
   const int own = Shape::kRows / plan.splits, others = plan.across * plan.along;
   for (int index = worker; index < own * kLines; index += 256) {
     const int row = place.split * own + index / kLines, chunk = index % kLines;
-    const int pixel = pixel_of(plan.pixels, rows.box_of(row), row & ((1 << rows.log_box) - 1));
+    const int pixel = pixel_of(plan, rows, row);
     if (pixel < 0 || column + chunk * 8 >= plan.columns) continue;
     float total[8] = {};
     for (int split = 0; split < plan.splits; ++split) {
@@ -263,7 +291,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int cluster = blockIdx.x / (plan.across * plan.along * plan.splits);
   const int clusters = gridDim.x / (plan.across * plan.along * plan.splits);
-  const int tiles = plan.row_groups * plan.column_groups;
+  const int tiles = plan.row_groups * plan.column_groups * plan.scale * plan.scale;
 
   if (group == 0) {
     hopper::give_up_registers<40>();
@@ -274,21 +302,21 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int i = 0; i < plan.along; ++i) same_columns |= 1 << (place.first + i * plan.across + place.across);
       hopper::Ring<Shape::kStages> ring;
       for (int tile = cluster; tile < tiles; tile += clusters) {
-        const int row_tile = tile / plan.column_groups * plan.along + place.along;
-        const int column = (tile % plan.column_groups * plan.across + place.across) * kColumns;
-        const Box box = box_at(plan.pixels, row_tile * plan.across + place.across);
+        const Spot spot(plan, place, tile);
+        Box box = box_at(plan.pixels, spot.row_tile * plan.across + place.across);
+        box.x = box.x * plan.step - plan.pad_x + spot.phase.x;
+        box.y = box.y * plan.step - plan.pad_y + spot.phase.y;
         Tap tap(plan, place.begin);
         for (int step = place.begin; step < place.end; ++step, ring.next(), tap.next(plan)) {
           hopper::wait(empty + ring.stage, ring.turn ^ 1);
           hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
           hopper::copy(left + ring.stage * Shape::kLeft + place.across * left_rows * kDepth * 2, left_map,
                        full + ring.stage, same_rows, plan.across > 1, tap.channel,
-                       box.x * plan.step + tap.x - plan.pad_x, box.y * plan.step + tap.y - plan.pad_y,
-                       box.z + tap.z - plan.pad_z, box.image);
+                       box.x + tap.x, box.y + tap.y, box.z + tap.z - plan.pad_z, box.image);
           for (int piece = place.along; piece < plan.pieces; piece += plan.along) {
             hopper::copy(right + ring.stage * Shape::kRight + piece * plan.piece * kDepth * 2, right_map,
                          full + ring.stage, same_columns, plan.along > 1, tap.channel, tap.index,
-                         column + piece * plan.piece);
+                         spot.filter + piece * plan.piece);
           }
         }
       }
@@ -312,12 +340,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     float sums[kBlocks][kColumns / 2];
     hopper::Ring<Shape::kStages> ring;
     for (int tile = cluster; tile < tiles; tile += clusters) {
-      const int row_tile = tile / plan.column_groups * plan.along + place.along;
-      const int column = (tile % plan.column_groups * plan.across + place.across) * kColumns;
+      const Spot spot(plan, place, tile);
       // The sums begin with the bias, those of the first split where there are several.
 #pragma unroll
       for (int j = 0; j < kColumns / 8; ++j) {
-        const int own = column + 8 * j + lane % 4 * 2;
+        const int own = spot.column + 8 * j + lane % 4 * 2;
         const bool known = operands.bias != nullptr && own < plan.columns && place.split == 0;
         const float2 bias = hopper::widened<T>(
             known ? *reinterpret_cast<const uint32_t*>(static_cast<const T*>(operands.bias) + own) : 0);
@@ -327,8 +354,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           sums[block][4 * j + 1] = sums[block][4 * j + 3] = bias.y;
         }
       }
-      const Rows rows = {box_at(plan.pixels, row_tile * plan.across),
-                         box_at(plan.pixels, row_tile * plan.across + plan.across - 1), log_box};
+      const Rows rows = {box_at(plan.pixels, spot.row_tile * plan.across),
+                         box_at(plan.pixels, spot.row_tile * plan.across + plan.across - 1), log_box, spot.phase};
       const int row = half * kBlocks * 64 + warp % 4 * 16;
       Addends<T, 0> addends;
       Addends<T, 64> addends_64;
@@ -336,8 +363,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       // has each product wait for the one before.
       constexpr bool kAhead = kBlocks == 1;
       if (kAhead && plan.splits == 1) {
-        addends.read(operands.residual, Lines<0>(plan, rows, row, column));
-        addends_64.read(operands.residual, Lines<64>(plan, rows, row, column));
+        addends.read(operands.residual, Lines<0>(plan, rows, row, spot.column));
+        addends_64.read(operands.residual, Lines<64>(plan, rows, row, spot.column));
       }
       hopper::add_products<T, kDepth>(sums, true, ring, place.begin, place.end, left, right, half, full, empty, reader);
       if (plan.splits == 1) {
@@ -347,12 +374,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         };
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {
-          store(addends, kAhead, Lines<0>(plan, rows, row + block * 64, column), sums[block]);
-          store(addends_64, kAhead, Lines<64>(plan, rows, row + block * 64, column), sums[block]);
-          store(Addends<T, 128>(), false, Lines<128>(plan, rows, row + block * 64, column), sums[block]);
+          store(addends, kAhead, Lines<0>(plan, rows, row + block * 64, spot.column), sums[block]);
+          store(addends_64, kAhead, Lines<64>(plan, rows, row + block * 64, spot.column), sums[block]);
+          store(Addends<T, 128>(), false, Lines<128>(plan, rows, row + block * 64, spot.column), sums[block]);
         }
       } else if constexpr (kBlocks == 1) {
-        join_splits<T>(sums[0], reinterpret_cast<float*>(left), plan, operands, place, rows, column);
+        join_splits<T>(sums[0], reinterpret_cast<float*>(left), plan, operands, place, rows, spot.column);
       }
     }
   }

@@ -16,6 +16,7 @@ struct Pixels {
 struct Plan {
   Pixels pixels;
   int columns;        // of the result
+  int scale;          // pixels of the result for each of `pixels`, in height and in width: each has filters of its own
   int step, pad_x, pad_y, pad_z;  // of the filter over the input
   int taps_x, taps_y;
   int chunks, steps;  // of 64 channels in a tap, and of all taps

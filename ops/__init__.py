@@ -17,6 +17,7 @@ from rewriter.ops import (
     registry,
     rotary,
     single_key,
+    upsample,
 )
 from rewriter.ops.registry import OPS, Op, Provider
 
@@ -40,4 +41,5 @@ __all__ = [
     "registry",
     "rotary",
     "single_key",
+    "upsample",
 ]

@@ -5,10 +5,11 @@ Importing this module raises ImportError, OSError or RuntimeError where that is 
 
 from __future__ import annotations
 
-from rewriter.ops.cuda import attention, build, convolution, linear, product
+from rewriter.ops.cuda import attention, build, convolution, linear, product, upsample
 
 build.load(build.visible_architectures())
 linear.enter()
 convolution.enter()
 product.enter()
 attention.enter()
+upsample.enter()

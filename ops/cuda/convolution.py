@@ -10,6 +10,7 @@ import torch
 
 from rewriter.ops.cuda.tiles import aligned, refusal, steps_of, ways_to_share
 from rewriter.ops.registry import Config, provide
+from rewriter.ops.upsample import channels_innermost
 
 Optional = torch.Tensor | None
 
@@ -74,7 +75,7 @@ def takes_conv_act(
         return f"no epilogue for {activation}"
     if len(set(stride[-2:])) != 1 or stride[-1] not in (1, 2) or any(step != 1 for step in stride[:-2]):
         return "only steps of 1 or 2 in height and width"
-    if not (_channels_last(x) and _channels_last(weight)):
+    if not (channels_innermost(x) and channels_innermost(weight)):
         return "the channels are not innermost"
     if weight.shape[0] % 8 or x.shape[1] % 8:
         return "numbers of channels that are no multiples of 8"
@@ -98,7 +99,7 @@ def takes_conv_add(
         return reason
     if addend.dtype != x.dtype or addend.device != x.device or list(addend.shape) != _shape(x, weight, stride, padding):
         return "the addend broadcasts or promotes"
-    return None if _channels_last(addend) and aligned(addend) else "the addend's channels are not innermost"
+    return None if channels_innermost(addend) and aligned(addend) else "the addend's channels are not innermost"
 
 
 def configs(
@@ -135,18 +136,8 @@ def _convolution(
     y = torch.empty(_shape(x, weight, stride, padding), dtype=x.dtype, device=x.device, memory_format=memory)
     films = [each if each is None or each.dim() == 5 else each.unsqueeze(2) for each in (x, weight, addend, y)]
     pad = (0, *padding)[-3:]
-    torch.ops.rewriter_cuda.convolution(films[0], films[1], bias, films[2], films[3], stride[-1], *pad, *shared)
+    torch.ops.rewriter_cuda.convolution(films[0], films[1], bias, films[2], films[3], stride[-1], *pad, 1, *shared)
     return y
-
-
-def _channels_last(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is dense with its channels innermost, by its strides where an extent of 1 leaves a choice."""
-    step = 1
-    for dim in (1, *range(tensor.dim() - 1, 1, -1), 0):
-        if tensor.shape[dim] != 1 and tensor.stride(dim) != step:
-            return False
-        step *= tensor.shape[dim]
-    return True
 
 
 def _shape(x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]) -> list[int]:

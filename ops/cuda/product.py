@@ -121,7 +121,7 @@ def _linear(
     y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
     added = None if residual is None else _picture(residual)
     filters = weight[:, :, None, None, None]
-    torch.ops.rewriter_cuda.convolution(_picture(x), filters, bias, added, _picture(y), 1, 0, 0, 0, *shared)
+    torch.ops.rewriter_cuda.convolution(_picture(x), filters, bias, added, _picture(y), 1, 0, 0, 0, 1, *shared)
     return y
 
 

@@ -12,6 +12,8 @@ from rewriter.ops.low_precision import quantise_rows
 
 Option = int | tuple[int, ...]
 
+_FILTERS = 64
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -60,6 +62,30 @@ def channels_last(weight: torch.Tensor) -> torch.Tensor:
     return weight.contiguous(memory_format=formats[weight.dim()])
 
 
+def upsampled(weight: torch.Tensor) -> torch.Tensor:
+    """Filters of 3x3 pixels over a picture that is upsampled by two to the nearest, as filters of 2x2 of its pixels.
+
+    [M, C, 3, 3] becomes [4 M, C, 2, 2], channels innermost, as `rewriter::upsample_conv` takes it. Sums are rounded
+    once. Raises ValueError for another shape.
+    """
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3):
+        raise ValueError(f"upsampled needs filters of 3x3 pixels, found {list(weight.shape)}")
+    filters, channels = weight.shape[:2]
+    result = weight.new_empty((4, filters, channels, 2, 2))
+    # Some at a time: sums are wider than weights.
+    for wide, narrow in zip(weight.split(_FILTERS), result.split(_FILTERS, 1), strict=True):
+        for row, rows in enumerate(_pairs(wide.to(torch.promote_types(weight.dtype, torch.float32)), 2)):
+            for column, part in enumerate(_pairs(rows, 3)):
+                narrow[2 * row + column] = part
+    return result.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _pairs(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three pixels along `dim` as two: for even places, which begin with the pixel before, and for odd ones."""
+    before, here, after = weight.unbind(dim)
+    return torch.stack((before, here + after), dim), torch.stack((before + here, after), dim)
+
+
 def rows_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
     """The weight's rows in f8e4m3, each over its scale: see `rewriter.ops.low_precision`."""
     return quantise_rows(weight, "f8e4m3")[0]
@@ -100,6 +126,7 @@ PREPARE: dict[str, Callable[..., torch.Tensor]] = {
     "transpose": transpose,
     "reshape": reshape,
     "channels_last": channels_last,
+    "upsampled": upsampled,
     "rows_f8e4m3": rows_f8e4m3,
     "scales_f8e4m3": scales_f8e4m3,
     "rows_i8": rows_i8,

@@ -23,6 +23,7 @@ PREPARATIONS: dict[str, Preparation] = {
     "transpose": Preparation(many=False, options=(("dim0", None), ("dim1", None))),
     "reshape": Preparation(many=False, options=(("shape", None),)),
     "channels_last": Preparation(many=False, options=()),
+    "upsampled": Preparation(many=False, options=()),
     "rows_f8e4m3": Preparation(many=False, options=()),
     "scales_f8e4m3": Preparation(many=False, options=()),
     "rows_i8": Preparation(many=False, options=()),

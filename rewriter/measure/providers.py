@@ -26,7 +26,7 @@ from rewriter.ops.dispatch import Choice
 logger = logging.getLogger("rewriter")
 
 _SAMPLES = 3
-_PART = 2**24
+_PART = 2**22
 # A single launch of a call that takes longer says enough about it: what the host adds is small beside it.
 _LONG_SECONDS = 300e-6
 # The provider whose kernels are compiled when they are first launched, and below how many calls that is left so.
@@ -214,7 +214,7 @@ def _distance(found: Any, expected: Any) -> float:
 
 
 def _parts(x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """x along its longest dimension, in parts of about 16 million elements."""
+    """x along its longest dimension, in parts of about 4 million elements."""
     if x.numel() <= _PART:
         return (x,)
     longest = max(range(x.dim()), key=lambda dim: x.shape[dim])

@@ -12,7 +12,9 @@ from emulation import Chip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewriter.ops.cuda import convolution, product
+from rewriter.graph.prepare import upsampled
+from rewriter.ops.cuda import convolution, product, upsample
+from rewriter.ops.upsample import upsample_conv
 
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16])
 PACES = st.sampled_from(EVERY_PACE)
@@ -72,6 +74,25 @@ def test_convolutions_of_pictures(
         assert_near(convolution.conv_act(x, weight, bias, [step] * 2, [pad] * 2, **way), exact)
 
 
+@emulated
+@given(st.data(), DTYPES, PACES, SEEDS, CLUSTERS)
+def test_convolutions_of_upsampled_pictures(
+    chip: Chip, data: st.DataObject, dtype: torch.dtype, pace: str, seed: int, clusters: int
+) -> None:
+    images, channels, filters = (data.draw(st.integers(1, most)) for most in (3, 20, 45))
+    height, width = (data.draw(st.integers(1, 20)) for _ in range(2))
+    way = data.draw(ways(4 * math.ceil(channels / 8)))
+    x = made(seed, dtype, images, 8 * channels, height, width)
+    weight = made(seed + 1, dtype, 8 * filters, 8 * channels, 3, 3, scale=1 / math.sqrt(72 * channels))
+    bias = data.draw(st.sampled_from([None, made(seed + 2, dtype, 8 * filters)]))
+    phases = upsampled(weight)
+    chip.set(seed=seed, pace=pace, clusters=clusters)
+    found = upsample.upsample_conv(x, phases, bias, **way)
+    exact = upsample_conv(x.double(), phases.double(), None if bias is None else bias.double())
+    assert_near(found, exact)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("pace", EVERY_PACE)
 @pytest.mark.parametrize(
     ("shape", "filters", "padding"),
@@ -127,7 +148,7 @@ def test_nothing_is_written_beside_the_result(chip: Chip) -> None:
     for rows, across, along, splits in ((128, 1, 1, 1), (128, 2, 1, 4), (128, 1, 2, 2), (256, 2, 2, 1)):
         memory = torch.full((size + 2 * margin,), math.nan, dtype=torch.float16)
         y = memory[margin : margin + size].view(1, 1, 5, 7, 168).permute(0, 4, 1, 2, 3)
-        chip.ops.convolution(x, weight, None, None, y, 1, 0, 1, 1, rows, across, along, splits)
+        chip.ops.convolution(x, weight, None, None, y, 1, 0, 1, 1, 1, rows, across, along, splits)
         assert memory[:margin].isnan().all()
         assert memory[-margin:].isnan().all()
         assert not y.isnan().any()

@@ -71,7 +71,7 @@ def findings(chip: Chip) -> set[str]:
         chip.set(seed=1, pace=pace)
         y = torch.zeros(exact.shape, dtype=torch.float16).contiguous(memory_format=torch.channels_last_3d)
         try:
-            chip.ops.convolution(x, weight, None, None, y, 1, 0, 1, 1, 128, across, along, splits)
+            chip.ops.convolution(x, weight, None, None, y, 1, 0, 1, 1, 1, 128, across, along, splits)
         except RuntimeError as error:
             found.add(str(error))
         else:

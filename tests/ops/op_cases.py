@@ -18,6 +18,7 @@ from op_oracles import (
     rms_norm,
     rotated,
     silu,
+    upsample_conv,
 )
 
 Draw = Callable[..., torch.Tensor]
@@ -118,6 +119,8 @@ def convolution_cases() -> list[Case]:
         Case(
             "conv_add", "wider", lambda d: (d(1, 5, 7, 6), d(4, 5, 3, 3), None, d(3, 4, 7, 6), *plain, "tanh"), conv_add
         ),
+        Case("upsample_conv", "bias", lambda d: (d(2, 5, 7, 6), d(12, 5, 2, 2), d(3, plain=True)), upsample_conv),
+        Case("upsample_conv", "one pixel", lambda d: (d(2, 3, 1, 1), d(8, 3, 2, 2), None), upsample_conv),
     ]
 
 

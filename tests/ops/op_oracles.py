@@ -66,6 +66,16 @@ def linear_geglu(x, weight, bias):
     return y[..., :half] * gelu(y[..., half:])
 
 
+def upsample_conv(x, weight, bias):
+    height, width = x.shape[2:]
+    padded = torch.nn.functional.pad(x, (1, 1, 1, 1))
+    windows = [padded[:, :, r : r + height + 1, c : c + width + 1] for r in (0, 1) for c in (0, 1)]
+    phases = [torch.nn.functional.conv2d(*each) for each in zip(windows, weight.chunk(4), strict=True)]
+    pairs = [torch.stack(row, -1).flatten(-2) for row in (phases[:2], phases[2:])]
+    y = torch.stack(pairs, -2).flatten(-3, -2)
+    return y if bias is None else y + bias[:, None, None]
+
+
 def convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     if transposed:
