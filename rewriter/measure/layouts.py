@@ -24,8 +24,10 @@ def record_layouts(graph: torch_ir.Graph, arguments: Sequence[torch.Tensor]) -> 
         torch_ir.insert_after(watched, value.node(), "rewriter_measure::observe", [value, index])
     originals = _tensors(graph)
 
-    def observe(x: torch.Tensor, index: int) -> None:
-        originals[index].inferTypeFrom(x)
+    def observe(x: torch.Tensor | int | float, index: int) -> None:
+        # Torch hands a number that it has wrapped in a tensor over as that number; it has no memory order.
+        if isinstance(x, torch.Tensor):
+            originals[index].inferTypeFrom(x)
 
     _OBSERVERS.append(observe)
     try:

@@ -62,6 +62,18 @@ def test_types_follow_the_weights_that_the_graph_is_run_with() -> None:
     assert [node.kind() for node in graph.nodes()] == text
 
 
+def test_a_number_that_the_graph_holds_as_a_tensor_has_no_order() -> None:
+    class Doubled(Blocks):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    x = torch.randn(2, 4, 5, 6)
+    graph, weights = torch_ir.trace(Doubled().eval(), [x])
+    canonicalise(graph)
+    record_layouts(graph, [x, *weights])
+    assert strides(graph)["aten::mul"] == [120, 30, 6, 1]
+
+
 @pytest.mark.parametrize("pays", [True, False])
 def test_orders_are_kept_or_left_out_together(monkeypatch: pytest.MonkeyPatch, pays: bool) -> None:
     graph, weights, x = traced()
