@@ -252,6 +252,8 @@ class Component:
             self._library.fail(call, reason)
             self.journal.reason = reason
         self._warn(f"runs calls like this one eagerly from now on: {reason}")
+        if self.options.strict:
+            raise VerificationError(f"{self.name}: {reason}")
 
     def _too_late(self) -> None:
         message = (

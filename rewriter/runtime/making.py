@@ -12,7 +12,7 @@ import torch
 from rewriter.capture.outcome import Outcome
 from rewriter.capture.recording import NumbersBaked
 from rewriter.causes import described
-from rewriter.errors import CaptureError, RewriterError
+from rewriter.errors import CaptureError, RewriterError, VerificationError
 from rewriter.runtime.before import Before
 from rewriter.runtime.building import Example, build
 from rewriter.runtime.calls import Call, CallReader, Declined
@@ -88,9 +88,11 @@ class Maker:
                 self._library.fail(call, reason)
             self._journal.reason = reason
             self._journal.note(reason)
-            if self._options.strict and isinstance(error, RewriterError):
+            if not self._options.strict:
+                return None
+            if isinstance(error, CaptureError | VerificationError):
                 raise
-            return None
+            raise CaptureError(f"{self._journal.name}: {reason}") from error
         if self._options.verify:
             self._merging.prove(call)
         logger.info("%s: ready, %d rewrites", self._journal.name, len(program.rewritten.rewrites))

@@ -14,6 +14,7 @@ from small_nets import net, plain, status, x
 
 import rewriter
 from rewriter import torch_ir
+from rewriter.graph import engine
 from rewriter.runtime.session import components_of
 
 
@@ -145,6 +146,19 @@ def test_a_failing_graph_costs_one_warning(optimized: Any, error: Exception) -> 
     assert "the rewritten graph failed with" in str(part.reason)
 
 
+def test_a_failing_graph_raises_if_strict(optimized: Any) -> None:
+    module = net(plain)
+    optimized(module, strict=True)
+    module(x())
+    (component,) = components_of(module).values()
+    component.programs[0]._runner = Failing(RuntimeError("kernel"))
+    with (
+        pytest.warns(rewriter.RewriterWarning, match="runs calls like this one eagerly"),
+        pytest.raises(rewriter.VerificationError, match="the rewritten graph failed with RuntimeError: kernel"),
+    ):
+        module(x())
+
+
 def test_an_interrupt_passes_through(optimized: Any) -> None:
     module = net(plain)
     optimized(module)
@@ -167,10 +181,22 @@ def test_the_callers_mistakes_stay_the_callers(optimized: Any, unet: Any, inputs
     assert status(unet).status == "optimised"
 
 
-def test_a_failure_of_the_rules_falls_back(optimized: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewriter.graph.engine.rewrite", Failing(ZeroDivisionError("in the engine")))
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ZeroDivisionError("in the engine"), "ZeroDivisionError: in the engine"),
+        (engine.EndlessRules("no end"), "no end"),
+    ],
+)
+def test_a_failure_of_the_rules_falls_back(
+    optimized: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    monkeypatch.setattr("rewriter.graph.engine.rewrite", Failing(error))
     module = net(plain)
     expected = module(x())
     optimized(module)
     assert torch.equal(module(x()), expected)
-    assert status(module).reason == "ZeroDivisionError: in the engine"
+    assert status(module).reason == reason
+    optimized(module, strict=True)
+    with pytest.raises(rewriter.CaptureError, match=f"^Net: {reason}$"):
+        module(x())
