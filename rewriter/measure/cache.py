@@ -10,10 +10,10 @@ import logging
 import os
 import pathlib
 import platform
-import tempfile
 
 import torch
 
+from rewriter.measure.disk import NOTHING_KEPT, keep, tell
 from rewriter.measure.timing import Timing
 from rewriter.ops.dispatch import Choice
 
@@ -24,9 +24,12 @@ _log = logging.getLogger("rewriter")
 def cache_folder() -> pathlib.Path:
     """`$REWRITER_CACHE`, or `rewriter` in the user's cache folder."""
     explicit = os.environ.get("REWRITER_CACHE")
-    if explicit:
-        return pathlib.Path(explicit)
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "rewriter"
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return pathlib.Path(explicit).expanduser() if explicit else pathlib.Path(caches).expanduser() / "rewriter"
+    except RuntimeError:
+        # A user without a home, as in some containers: nothing is found there and nothing kept, which `keep` says.
+        return pathlib.Path(os.devnull) / "rewriter"
 
 
 def machine(device: str) -> dict[str, str]:
@@ -80,9 +83,12 @@ class TimingCache:
                 return
             found = {str(key): Timing(float(before), float(after)) for key, (before, after) in data["timings"].items()}
             choices = {str(key): Choice(str(name), dict(config)) for key, (name, config) in data["choices"].items()}
-        except FileNotFoundError:
+        except NOTHING_KEPT:
             return
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except OSError as error:
+            tell(f"the timings {self.path} cannot be read and are made anew", error)
+            return
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             _log.warning("timing cache %s is not usable and will be rebuilt: %s", self.path, error)
             return
         self.timings = {key: timing for key, timing in found.items() if timing.before > 0 and timing.after > 0}
@@ -113,11 +119,5 @@ class TimingCache:
             "timings": {key: [round(t.before, 3), round(t.after, 3)] for key, t in sorted(self.timings.items())},
             "choices": {key: [c.provider, dict(c.config)] for key, c in sorted(self.choices.items())},
         }
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                json.dump(data, file)
-            pathlib.Path(file.name).replace(self.path)
-        except OSError as error:
-            _log.warning("timings could not be kept in %s: %s", self.path, error)
+        keep(self.path, json.dumps(data))
         self.changed = False

@@ -7,7 +7,6 @@ import functools
 import importlib.resources
 import json
 import logging
-import os
 import pathlib
 import re
 import shlex
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rewriter.measure.cache import cache_folder
+from rewriter.measure.disk import NOTHING_KEPT, write_whole
 from rewriter.proof.code import code_digest
 from rewriter.proof.machine import machine_name
 from rewriter.proof.results import FALLBACKS, FORMAT, Results, of_document, to_document
@@ -57,7 +57,7 @@ def keep(results: Results) -> None:
     kept = path(results.machine.name)
     try:
         results = merged(read(kept), results)
-    except FileNotFoundError:
+    except NOTHING_KEPT:
         pass
     except Unusable as error:
         logger.warning("the verdict file %s is replaced: %s", kept, error)
@@ -66,15 +66,7 @@ def keep(results: Results) -> None:
 
 def write(results: Results, target: pathlib.Path) -> None:
     """Writes the file as a whole or not at all. Raises OSError."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_document(results), indent=1, allow_nan=False)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text + "\n", encoding="utf-8")
-        temporary.replace(target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(target, json.dumps(to_document(results), indent=1, allow_nan=False) + "\n")
 
 
 def read(source: pathlib.Path) -> Results:
@@ -151,7 +143,7 @@ def _files(name: str) -> Iterator[tuple[str, str]]:
     for file in candidates:
         try:
             yield str(file), file.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
+        except NOTHING_KEPT:
             continue
         except OSError as error:
             logger.warning("the verdict file %s cannot be read: %s", file, error)

@@ -8,17 +8,16 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from rewriter.measure.cache import cache_folder
+from rewriter.measure.disk import NOTHING_KEPT, UNFINISHED, keep, tell
 
 _FORMAT = 1
 _MOST_BYTES = 256 << 20
 _SUFFIX = ".json"
-_UNFINISHED = ".part"
 # What a process has begun to write and not finished by then, it never will.
 _ABANDONED_SECONDS = 3600.0
 _log = logging.getLogger("rewriter")
@@ -36,17 +35,22 @@ def shelf_folder() -> pathlib.Path:
 
 
 def get(kind: str, key: Key) -> Any:
-    """What was put under this key, or None. A file that cannot be read, is damaged or foreign is removed."""
+    """What was put under this key, or None. A file that is damaged or foreign is removed."""
     path = _path(kind, key)
     try:
         data = json.loads(path.read_bytes())
         content = data["content"]
         if data["format"] != _FORMAT or data["key"] != _json(key) or data["checksum"] != checksum(content):
             raise ValueError("its content is not what was written")
-        os.utime(path)
-    except FileNotFoundError:
+        # In a folder that is shared for reading only nothing is thrown out either.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+    except NOTHING_KEPT:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except OSError as error:
+        tell(f"the kept graph {path} cannot be read and is made anew", error)
+        return None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         _log.warning("the kept graph %s is not usable and will be made anew: %s", path, error)
         discard(kind, key)
         return None
@@ -57,14 +61,9 @@ def put(kind: str, key: Key, content: Any) -> None:
     """Writes a file as a whole or not at all; a read-only or full disk only costs the next process its time."""
     path = _path(kind, key)
     data = {"format": _FORMAT, "key": _json(key), "checksum": checksum(content), "content": content}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=_UNFINISHED, delete=False) as file:
-            json.dump(data, file)
-        pathlib.Path(file.name).replace(path)
+    keep(path, json.dumps(data))
+    with contextlib.suppress(OSError):
         _make_room(path)
-    except OSError as error:
-        _log.warning("a graph could not be kept in %s: %s", path, error)
 
 
 def discard(kind: str, key: Key) -> None:
@@ -93,7 +92,7 @@ def _make_room(fresh: pathlib.Path) -> None:
     for path in fresh.parent.iterdir():
         with contextlib.suppress(OSError):
             status = path.stat()
-            if path.suffix == _UNFINISHED and time.time() - status.st_mtime > _ABANDONED_SECONDS:
+            if path.suffix == UNFINISHED and time.time() - status.st_mtime > _ABANDONED_SECONDS:
                 path.unlink()
             elif path.suffix == _SUFFIX and path != fresh:
                 kept.append((status.st_mtime, status.st_size, path))

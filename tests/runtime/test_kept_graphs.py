@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -13,6 +14,8 @@ import pytest
 import torch
 from second_starts import NOTHING, example, gate, spared, start
 
+from rewriter.measure import disk
+from rewriter.measure.cache import cache_folder
 from rewriter.runtime import shelf
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -146,3 +149,44 @@ def test_writers_at_the_same_time_leave_whole_files() -> None:
         thread.join()
     assert len(found) == 80
     assert all(content in contents for content in found)
+
+
+def test_a_full_disk_is_named_once_and_not_filled_further(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def half(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text[: len(text) // 2].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(disk, "_told", set())
+    for index in range(3):
+        shelf.put("trace", {"index": index}, "content")
+    assert list(folder.iterdir()) == []
+    (message,) = caplog.messages
+    assert message.startswith(str(folder))
+    assert "No space left on device; set REWRITER_CACHE" in message
+
+
+def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    found = {}
+    for given in ("", "~/mine", "/mine"):
+        monkeypatch.setenv("REWRITER_CACHE", given)
+        found[given] = str(cache_folder())
+    assert found == {"": "/home/someone/.cache/rewriter", "~/mine": "/home/someone/mine", "/mine": "/mine"}
+
+
+def test_a_user_without_a_home_keeps_nothing(
+    work: dict[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "REWRITER_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REWRITER_GRAPHS", "on")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 5)
+    monkeypatch.setattr(disk, "_told", set())
+    assert start(gate(), example()).status == "optimised"
+    assert spared(work)["traces"] == 1
+    assert len(caplog.messages) == 1
+    assert "set REWRITER_CACHE" in caplog.messages[0]
