@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ Shape = Sequence[int] | Mapping[str, Any]
 # GPU a recording follows at the third call of a size.
 _CALLS = {"cpu": 1, "cuda": 3}
 _STEPS = 4
+_FORMS = "(height, width), (pictures, height, width) or arguments of the call by name"
 _NAMES = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
@@ -42,6 +43,8 @@ def warmup(pipeline: Pipeline, shapes: Sequence[Shape] = ((),), **call: Any) -> 
             f"{type(pipeline).__qualname__}; call a single module itself"
         )
     components_of(pipeline)
+    if isinstance(shapes, Mapping | str) or not isinstance(shapes, Iterable):
+        raise _wrong("shapes", shapes, "a list of shapes, each of them " + _FORMS)
     requests = [_arguments(pipeline, shape, call) for shape in shapes]
     device = torch.device(getattr(pipeline, "_execution_device", "cpu"))
     with RandomState([device]).kept(), _aside(pipeline):
@@ -69,11 +72,11 @@ def _arguments(pipeline: Any, shape: Shape, call: Mapping[str, Any]) -> dict[str
 def _named(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(shape, Mapping):
         return dict(shape)
+    if not isinstance(shape, Sequence):
+        raise _wrong("shape", shape, _FORMS + ", in a list of such shapes")
     numbers = tuple(shape)
     if not all(type(number) is int and number > 0 for number in numbers) or len(numbers) not in (0, 2, 3):
-        raise ValueError(
-            f"shape {shape!r}: expected (height, width), (pictures, height, width) or arguments of the call by name"
-        )
+        raise _wrong("shape", shape, _FORMS)
     if not numbers:
         return {}
     named: dict[str, Any] = dict(zip(("height", "width"), numbers[-2:], strict=True))
@@ -83,6 +86,10 @@ def _named(shape: Shape, known: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"shape {shape!r}: this pipeline makes one picture per call; give (height, width)")
         named[many] = numbers[0]
     return named
+
+
+def _wrong(what: str, found: object, expected: str) -> ValueError:
+    return ValueError(f"{what} {found!r}: expected {expected}")
 
 
 @contextlib.contextmanager

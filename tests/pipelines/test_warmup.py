@@ -62,6 +62,9 @@ def test_what_warmup_refuses() -> None:
     for shape in ((16,), (16, -16), (1, 2, 3, 4), (16.0, 16)):
         with pytest.raises(ValueError, match=r"expected \(height, width\)"):
             rewriter.warmup(pipe, shapes=[(16, 16), shape])
+    for shapes in (None, {"height": 16}, "16x16", (16, 16)):
+        with pytest.raises(ValueError, match=r"expected (a list of )?.*\(height, width\)"):
+            rewriter.warmup(pipe, shapes=shapes)
     with pytest.raises(ValueError, match="StableVideoDiffusionPipeline has no parameter prompt_2, strength"):
         rewriter.warmup(pipe, strength=1, prompt_2="b")
     assert all(part.calls == 0 for part in rewriter.report(pipe).components.values())
