@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 
 class RewriterError(Exception):
@@ -60,6 +62,11 @@ class RuleError(RewriterError, ValueError):
         self.expected = expected
         self.suggestion = suggestion
         super().__init__(str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception's own way passes the message alone, and a pool of processes waits for ever for the result.
+        details = {name: value for name, value in vars(self).items() if name != "problem"}
+        return functools.partial(type(self), **details), (self.problem,)
 
     def __str__(self) -> str:
         where = f"{self.position}: " + (f"rule {self.rule}: " if self.rule else "")
