@@ -13,6 +13,9 @@ from rewriter.language.expressions import Expression
 from rewriter.language.kinds import Kind
 from rewriter.language.syntax import Operand, Statement, read_variables
 
+# How many rules a set names when it is printed.
+_SHOWN = 3
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -49,7 +52,7 @@ class Step:
         object.__setattr__(self, "targets", tuple(target.name for target in self.statement.targets))
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Rule:
     """One rewrite: pattern, conditions, replacement and how to test it. Immutable; made by `load_rules`."""
 
@@ -80,6 +83,9 @@ class Rule:
     prepare_text: str
     digest: str
 
+    def __repr__(self) -> str:
+        return f"<Rule {self.id} ({self.position})>"
+
     @property
     def root(self) -> Step:
         """The last statement of the pattern: what the engine looks for first."""
@@ -94,7 +100,7 @@ class Rule:
         )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class RuleSet:
     """Rules in the order in which they are tried: by phase, then benefit, then the order of the files."""
 
@@ -112,6 +118,15 @@ class RuleSet:
     def digest(self) -> str:
         """A hash of everything that decides what the rules do."""
         return _digest(self.rules)
+
+    def __repr__(self) -> str:
+        ids = [rule.id for rule in self.rules]
+        shown = ", ".join([*ids[:_SHOWN], "..."] if len(ids) > _SHOWN else ids)
+        return f"<RuleSet {self.digest} of {len(ids)} rules: {shown}>"
+
+    def __deepcopy__(self, _: object) -> RuleSet:
+        # Nothing in it can change.
+        return self
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
