@@ -144,7 +144,11 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     path = path.absolute()
     if not path.exists():
         raise pytest.UsageError(f"--rewriter-rules: found {path}, expected a rule file or a folder of them")
-    return sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    from rewriter.language.loader import PATTERNS
+
+    return sorted(file for pattern in PATTERNS for file in path.rglob(pattern))
 
 
 def _report(results: Results) -> str:

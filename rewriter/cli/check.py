@@ -45,7 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _files(name: str) -> list[str]:
     """The rule files of a folder; anything else, and a folder without any, is left for the loader to judge."""
-    return [str(path) for path in sorted(pathlib.Path(name).glob("*.yaml"))] or [name]
+    from rewriter.language.loader import rule_files
+
+    return [str(path) for path in rule_files(pathlib.Path(name))] or [name]
 
 
 def _check(files: list[str]) -> tuple[list[RuleError], int]:

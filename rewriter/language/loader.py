@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rewriter import collector
 from rewriter.errors import Position, RuleError
@@ -16,6 +16,9 @@ from rewriter.language.overlap import check_set
 from rewriter.language.rule import Rule, RuleSet
 
 Source = str | os.PathLike[str] | RuleSet
+# Both are in use for YAML; a file that is passed over in silence would be the worst of all.
+PATTERNS = ("*.yaml", "*.yml")
+_EXPECTED = 'expected pack names such as "default", paths of rule files, RuleSets, or a list of these'
 
 
 def load_rules(rules: Source | Iterable[Source] = "default") -> RuleSet:
@@ -25,9 +28,8 @@ def load_rules(rules: Source | Iterable[Source] = "default") -> RuleSet:
     """
     import rewriter.ops  # noqa: F401  (registers the ops that replacements name)
 
-    sources: list[Source] = [rules] if isinstance(rules, str | os.PathLike | RuleSet) else list(rules)
     found: list[Rule] = []
-    for item in sources:
+    for item in _sources(rules):
         if isinstance(item, str) and item.startswith("-"):
             found = _without(found, item[1:])
         elif isinstance(item, RuleSet):
@@ -36,10 +38,18 @@ def load_rules(rules: Source | Iterable[Source] = "default") -> RuleSet:
             with collector.paused():
                 found.extend(rule for path in _files(item) for rule in _rules_of(path))
         else:
-            raise TypeError(f"rules must be pack names, paths or RuleSets, not {type(item).__name__}")
+            raise TypeError(f"rules: found {type(item).__name__} in the list, {_EXPECTED}")
     loaded = RuleSet.ordered(tuple(found))
     check_set(loaded)
     return loaded
+
+
+def rule_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The rule files that lie in a folder, in the order in which they are read; none in what is no folder."""
+    # `Path.glob` raises for a name that no file can have.
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return []
+    return sorted(path for pattern in PATTERNS for path in folder.glob(pattern))
 
 
 def pack_folder() -> pathlib.Path:
@@ -51,7 +61,15 @@ def pack_folder() -> pathlib.Path:
 
 def packs() -> list[str]:
     """The names of the packs that come with the package."""
-    return sorted(path.name for path in pack_folder().iterdir() if any(path.glob("*.yaml")))
+    return sorted(path.name for path in pack_folder().iterdir() if rule_files(path))
+
+
+def _sources(rules: object) -> list[Source]:
+    if isinstance(rules, str | os.PathLike | RuleSet):
+        return [rules]
+    if not isinstance(rules, Iterable) or isinstance(rules, bytes | Mapping):
+        raise TypeError(f"rules: found {type(rules).__name__}, {_EXPECTED}")
+    return list(rules)
 
 
 def _without(rules: list[Rule], rule_id: str) -> list[Rule]:
@@ -76,7 +94,7 @@ def _files(item: str | os.PathLike[str]) -> list[pathlib.Path]:
     if not looks_like_path:
         if text in packs():
             path = pack_folder() / text
-        elif not text or not path.exists():
+        elif not text or not os.path.exists(text):  # noqa: PTH110 (where `Path.exists` raises)
             raise RuleError(
                 "unknown pack",
                 position=Position(file=text or "''", line=1, column=1),
@@ -84,12 +102,14 @@ def _files(item: str | os.PathLike[str]) -> list[pathlib.Path]:
                 expected=f"one of {listing(packs())}, or the path of a rule file",
                 suggestion=nearest(text, packs()),
             )
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 (where `Path.is_dir` raises)
         return [path]
-    files = sorted(path.glob("*.yaml"))
+    files = rule_files(path)
     if not files:
         raise RuleError(
-            "a folder without rule files", position=Position(file=text, line=1, column=1), expected="*.yaml"
+            "a folder without rule files",
+            position=Position(file=text, line=1, column=1),
+            expected=f"{' or '.join(PATTERNS)} in it",
         )
     return files
 

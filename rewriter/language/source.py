@@ -72,14 +72,16 @@ def read(path: pathlib.Path) -> Item:
     """The tree of a rule file. Raises RuleError if it cannot be read or is not plain YAML."""
     start = Position(file=str(path), line=1, column=1)
     try:
-        data = path.read_bytes()
+        # A device such as /dev/zero has no end.
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RuleError(
             f"cannot read the rule file: {reason}", position=start, expected="a readable YAML file"
         ) from None
     if len(data) > _MAX_BYTES:
-        raise RuleError("rule file too large", position=start, found=f"{len(data)} bytes", expected="at most 1 MB")
+        raise RuleError("rule file too large", position=start, expected="at most 1 MB")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -108,7 +110,10 @@ def parse(text: str, file: str) -> Item:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = Position(file=file, line=mark.line + 1, column=mark.column + 1) if mark else start
-        raise RuleError(f"not valid YAML: {error.problem or error.context}", position=position) from None
+        # "expected a single document in the stream", "but found another document": halves of one sentence.
+        halves = [error.context, error.problem] if (error.problem or "").startswith("but ") else [error.problem]
+        problem = ", ".join(filter(None, halves)) or error.context
+        raise RuleError(f"not valid YAML: {problem}", position=position) from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         position = Position(file=file, line=before.count("\n") + 1, column=len(before) - before.rfind("\n"))
@@ -205,7 +210,7 @@ class _Tree:
             raise RuleError("ambiguous boolean", position=position, found=text, expected="true or false")
         if node.tag == _TAG + "int":
             if not _DECIMAL.fullmatch(text):
-                raise RuleError("ambiguous number", position=position, found=text, expected="a decimal integer")
+                raise RuleError("ambiguous number", position=position, found=text[:40], expected="a decimal integer")
             return self.number(int, text, position)
         if node.tag == _TAG + "float":
             return self.number(float, text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"), position)

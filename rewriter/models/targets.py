@@ -83,9 +83,10 @@ def load_target(
     if not text.strip():
         raise _unknown(text, "found an empty name, expected a built-in architecture, a folder or a hub id")
     folder = Path(text).expanduser()
-    if folder.is_dir():
+    # `Path.is_dir` and `Path.exists` raise for a name that no file can have.
+    if os.path.isdir(folder):  # noqa: PTH112
         return _wrap(text, _from_folder(folder, text, kind), place)
-    if folder.exists():
+    if os.path.exists(folder):  # noqa: PTH110
         raise _unknown(text, "found a file, expected a folder that save_pretrained has written")
     if text.count("/") != 1 or text.startswith(("/", ".", "~")):
         raise _unknown(text, "found no such folder and no built-in architecture of that name")

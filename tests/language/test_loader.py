@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
+import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -86,6 +89,8 @@ def test_default_pack_loads_and_every_rule_is_of_a_known_phase() -> None:
         ("./nowhere", r"nowhere:1:1: cannot read the rule file: No such file"),
         ("nowhere.yaml", r"nowhere.yaml:1:1: cannot read the rule file: No such file"),
         ("a\0.yaml", r"cannot read the rule file"),
+        ("a" * 5000 + ".yaml", r"cannot read the rule file: File name too long"),
+        ("a" * 5000, r"unknown pack"),
         (["default", "-linear-aktivation"], r"-linear-aktivation:1:1: no such rule to remove"),
         (["-dropout", "default"], r"no such rule to remove"),
     ],
@@ -100,10 +105,34 @@ def test_folder_without_rules(tmp_path: pathlib.Path) -> None:
         load_rules(tmp_path)
 
 
-@pytest.mark.parametrize("source", [3, [3], None, [b"default"]])
-def test_wrong_type(source: object) -> None:
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (3, "found int"),
+        (None, "found NoneType"),
+        (b"default", "found bytes"),
+        ({"default": True}, "found dict"),
+        ([3], "found int in the list"),
+        ([["default"]], "found list in the list"),
+    ],
+)
+def test_wrong_type(source: object, found: str) -> None:
+    with pytest.raises(TypeError, match=f'^rules: {found}, expected pack names such as "default", paths of rule files'):
         load_rules(source)  # type: ignore[arg-type]
+
+
+def test_both_endings_in_a_folder(tmp_path: pathlib.Path, sample: str) -> None:
+    (tmp_path / "a.yaml").write_text(sample)
+    (tmp_path / "b.yml").write_text("format: 2")
+    with pytest.raises(RuleError, match=r"b\.yml:1:1"):
+        load_rules(tmp_path)
+
+
+def test_a_set_prints_on_one_line_and_is_its_own_copy() -> None:
+    rules = load_rules()
+    assert re.fullmatch(r"<RuleSet [0-9a-f]+ of \d+ rules: [a-z0-9-]+, [a-z0-9-]+, [a-z0-9-]+, \.\.\.>", repr(rules))
+    assert repr(rules["dropout"]).startswith("<Rule dropout (")
+    assert copy.deepcopy(rules) is rules
 
 
 def test_unreadable(tmp_path: pathlib.Path, sample: str) -> None:
@@ -130,3 +159,10 @@ def test_digest_follows_what_the_rules_do(sample: str, load: Load) -> None:
     assert rules.digest == load(sample.replace("tolerance: 2", "tolerance:  2  # the same")).digest
     assert rules.digest != load(sample.replace("tolerance: 2", "tolerance: 3")).digest
     assert rules.digest != load(sample.replace("M % 8", "M % 4")).digest
+
+
+def test_an_error_survives_a_process_boundary() -> None:
+    with pytest.raises(RuleError) as caught:
+        load_rules("defualt")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again), vars(again)) == (RuleError, str(caught.value), vars(caught.value))

@@ -125,3 +125,13 @@ def test_too_large(tmp_path: pathlib.Path) -> None:
     path.write_bytes(b"#" * 1_000_001)
     with pytest.raises(RuleError, match="rule file too large"):
         source.read(path)
+
+
+def test_a_file_without_an_end() -> None:
+    with pytest.raises(RuleError, match="rule file too large"):
+        source.read(pathlib.Path("/dev/zero"))
+
+
+def test_two_documents() -> None:
+    with pytest.raises(RuleError, match=r"expected a single document in the stream, but found another document"):
+        source.parse("format: 1\n---\nformat: 1\n", "f")

@@ -62,6 +62,7 @@ def test_examples_are_fresh_and_seeded() -> None:
         ("flux", "found no such folder and no built-in architecture of that name", "flux-dev"),
         ("./sd15-tinny", "found no such folder and no built-in architecture of that name", "sd15-tiny"),
         ("/no/such/folder", "found no such folder and no built-in architecture of that name", None),
+        ("x" * 5000, "found no such folder and no built-in architecture of that name", None),
         ("", "found an empty name", None),
     ],
 )
