@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import operator
 import threading
 import types
 import weakref
@@ -94,10 +95,11 @@ class Component:
         return f"<rewriter component {self.name} of {type(module).__name__ if module is not None else 'a dead module'}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copied or unpickled module is not optimised.
+        # A copied or unpickled module is not optimised. It needs nothing of this package, which may not be there; its
+        # class gives the forward, for a copy has no attributes of its own yet.
         if self.found is not None:
-            return _same, (self.found,)
-        return own_forward, (self._alive(),)
+            return operator.getitem, ((self.found,), 0)
+        return getattr, (self._alive(), "forward")
 
     @property
     def module(self) -> torch.nn.Module | None:
@@ -276,7 +278,3 @@ def _run(program: Program, call: Call) -> tuple[torch.Tensor, ...]:
 def own_forward(module: torch.nn.Module) -> Callable[..., Any]:
     """The forward of the module's class, bound to it."""
     return types.MethodType(type(module).forward, module)
-
-
-def _same(value: Any) -> Any:
-    return value
