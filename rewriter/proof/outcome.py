@@ -56,9 +56,9 @@ class Example:
 class Failure:
     """Why a rule is not proved.
 
-    `kind`: "does not fire", "not called", "raises", "wrong result", "wrong NaN", "wrong shape", "out of bounds",
-    "unwritten", "writes an input", "aliases", "no example" or "crashes". `message` points at the cause; `operands`:
-    the example in words, such as "x [1, 4, 3, 3] f16 sliced, groups 2, eps 1e-05".
+    `kind`: "does not fire", "does not end", "not called", "raises", "wrong result", "wrong NaN", "wrong shape",
+    "out of bounds", "unwritten", "writes an input", "aliases", "no example" or "crashes". `message` points at the
+    cause; `operands`: the example in words, such as "x [1, 4, 3, 3] f16 sliced, groups 2, eps 1e-05".
     """
 
     kind: str

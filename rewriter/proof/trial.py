@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from rewriter.causes import described
+from rewriter.graph.engine import EndlessRules
 from rewriter.language.rule import Rule
 from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof import fences, fused, oracle
@@ -91,6 +92,8 @@ class Trial:
             program = fused.build(self.rule, module, self.device)
         except RuntimeError as error:
             return self.failure("raises", f"capturing the pattern raises {described(error)}")
+        except EndlessRules as error:
+            return self.failure("does not end", str(error))
         if isinstance(program, str):
             return self.failure("does not fire", program)
         fences.restore(self.tensors, before)

@@ -109,6 +109,25 @@ def test_a_strict_rule_has_no_survivors(tmp_path: pathlib.Path) -> None:
     assert not score(strict(tmp_path)).survivors
 
 
+def test_a_mutant_that_never_comes_to_an_end_is_killed(tmp_path: pathlib.Path) -> None:
+    entry = """
+        match: |
+          s = aten::silu(x)
+          y = aten::mul(s, gate)
+        where: {x: {dtype: [f32], rank: 2}, gate: {dtype: [f32], rank: 2}}
+        replace: |
+          e = aten::sigmoid(x)
+          m = aten::mul(x, e)
+          y = aten::mul(m, gate)
+        inputs: {x: {shape: [N, C]}, gate: {shape: [N, C]}}
+        dims: {N: 1..3, C: 1..7}
+    """
+    rule = read(tmp_path, entry)
+    verdicts = [examine(rule, mutant, dtype="f32") for mutant in mutants(rule)]
+    assert any("does not end: the rules do not come to an end" in verdict.reason for verdict in verdicts)
+    assert not score(rule).survivors
+
+
 def survivors(found: Score) -> list[str]:
     return [survivor.mutant.description for survivor in found.survivors]
 
