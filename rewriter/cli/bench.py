@@ -14,6 +14,7 @@ from rewriter.cli.output import (
     WrongUsage,
     clean_stdout,
     complain,
+    made,
     print_json,
     progress,
     whole_number,
@@ -46,6 +47,7 @@ eager and against the same weights in float32; beside the latter stands the rati
 if a mode failed or a network fell back to eager.
 """
 EXAMPLE = "rewriter bench sd15-tiny --seconds 10"
+_STEPS = 30
 _SIZES = ("batch", "height", "width")
 
 
@@ -90,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pipeline", action="store_true", help="instead, time the whole pipeline: modes eager, compile, rewriter"
     )
     parser.add_argument(
-        "--steps", type=whole_number, default=30, metavar="N", help="of the whole pipeline (default: %(default)s)"
+        "--steps", type=whole_number, metavar="N", help=f"of the whole pipeline, with --pipeline (default: {_STEPS})"
     )
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="DIR", help="write bench.json, table.md, plot.png and profile.txt here"
@@ -101,6 +103,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Times the modes. Returns 0, or 1 if one failed or fell back to eager."""
     with clean_stdout():
         rules = targets.rules(arguments)
+        # Before a large model is loaded, or minutes of work are lost.
+        _conflicts(arguments)
+        if arguments.out is not None:
+            made(arguments.out)
         outcome = _bench(targets.load(arguments), rules, arguments)
     if arguments.json:
         from rewriter.bench.document import plain
@@ -114,7 +120,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _bench(target: Target, rules: RuleSet, arguments: argparse.Namespace) -> Outcome:
-    _conflicts(arguments)
     with progress("timing") as bar:
 
         def notice(outcome: Outcome) -> None:
@@ -185,7 +190,7 @@ def _pipeline(target: Target, rules: RuleSet, arguments: argparse.Namespace, not
         keys,
         rules,
         lambda rows: targets.whole_step_of(target, {"batch": rows}),
-        steps=arguments.steps,
+        steps=arguments.steps or _STEPS,
         seconds=arguments.seconds,
         notice=notice,
     )
@@ -193,17 +198,24 @@ def _pipeline(target: Target, rules: RuleSet, arguments: argparse.Namespace, not
 
 def _conflicts(arguments: argparse.Namespace) -> None:
     """Raises WrongUsage for options that would have no effect."""
-    by_shape = bool(arguments.shapes or arguments.batches)
-    wrong = {
-        "--ablate": arguments.ablate and (by_shape or arguments.pipeline),
-        "--profile": arguments.profile and (by_shape or arguments.pipeline),
-        "--shapes and --batches": by_shape and arguments.pipeline,
-        "--component": arguments.component and arguments.pipeline,
-        "--batch, --height and --width": arguments.pipeline and _sizes(arguments),
-    }
-    for option, found in wrong.items():
+    given = arguments
+    by_shape = bool(given.shapes or given.batches)
+    wrong = [
+        ("--ablate", "--pipeline", given.ablate and given.pipeline),
+        ("--ablate", "--shapes or --batches", given.ablate and by_shape),
+        ("--profile", "--pipeline", given.profile and given.pipeline),
+        ("--profile", "--shapes or --batches", given.profile and by_shape),
+        ("--shapes and --batches", "--pipeline", by_shape and given.pipeline),
+        ("--component", "--pipeline", given.component and given.pipeline),
+        ("--batch, --height and --width", "--pipeline", given.pipeline and _sizes(given)),
+        ("--height and --width", "--shapes", given.shapes and (given.height or given.width)),
+        ("--batch", "--batches", given.batches and given.batch),
+    ]
+    for option, other, found in wrong:
         if found:
-            raise WrongUsage(f"{option}: no use with {'--pipeline' if arguments.pipeline else '--shapes or --batches'}")
+            raise WrongUsage(f"{option}: no use with {other}")
+    if given.steps and not given.pipeline:
+        raise WrongUsage("--steps: no use without --pipeline")
 
 
 def _step(target: Target, arguments: argparse.Namespace, sizes: dict[str, int]) -> Step:

@@ -6,7 +6,7 @@ import argparse
 import pathlib
 
 from rewriter.cli import targets
-from rewriter.cli.output import FINDINGS, OK, WrongUsage, clean_stdout, print_json, whole_number
+from rewriter.cli.output import FINDINGS, OK, clean_stdout, made, print_json, whole_number
 
 NAME = "demo"
 SUMMARY = "a pipeline, eager against optimised: pictures, times and a report"
@@ -48,13 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         dtype, device = targets.placement(arguments)
         rules = targets.rules(arguments)
-        try:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WrongUsage(f"--out: cannot make the folder {arguments.out}: {error.strerror}") from error
         result = run_demo(
             arguments.model,
-            out=arguments.out,
+            out=made(arguments.out),
             steps=arguments.steps,
             seed=arguments.seed,
             rules=rules,

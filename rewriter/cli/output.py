@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -46,6 +47,15 @@ def progress(description: str, total: int | None = None) -> Iterator[Any]:
 
     with tqdm(total=total, desc=description, file=sys.stderr, disable=None, leave=False, delay=0.5) as bar:
         yield bar
+
+
+def made(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of `--out`, made ahead of the work whose results go there. Raises WrongUsage."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongUsage(f"--out: cannot make the folder {folder}: {error.strerror}") from error
+    return folder
 
 
 def whole_number(text: str) -> int:

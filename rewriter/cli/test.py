@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rewriter.cli.output import FINDINGS, INCOMPLETE, OK, WrongUsage, complain, print_json, whole_number
+from rewriter.cli.output import FINDINGS, INCOMPLETE, OK, WrongUsage, complain, made, print_json, whole_number
 from rewriter.cli.targets import DTYPES
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     from rewriter.proof.pool import Refused
     from rewriter.proof.summary import markdown
 
+    if arguments.out is not None:
+        made(arguments.out)
     try:
         results = _example(arguments) if arguments.example else _campaign(arguments)
     except (Refused, UnknownChoice) as error:

@@ -189,6 +189,10 @@ def test_a_failing_mode_is_a_finding(
         (["--pipeline", "--ablate"], "--ablate: no use with --pipeline"),
         (["--shapes", "16x16", "--profile"], "--profile: no use with --shapes or --batches"),
         (["--pipeline", "--batch", "2"], "--batch, --height and --width: no use with --pipeline"),
+        (["--shapes", "16x16", "--height", "16"], "--height and --width: no use with --shapes"),
+        (["--batches", "2", "--batch", "2"], "--batch: no use with --batches"),
+        (["--steps", "3"], "--steps: no use without --pipeline"),
+        (["--out", __file__], "--out: cannot make the folder"),
         (["--component", "vae", "--batches", "2"], "has no network 'vae'"),
     ],
 )

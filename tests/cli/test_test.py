@@ -142,13 +142,16 @@ def test_dims_that_make_no_operand_fail_and_the_other_rules_go_on(
 def test_a_report_that_cannot_be_written(
     rules: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").write_text("")
-    folder = tmp_path / "file" / "out"
+    folder = tmp_path / "out"
+    (folder / "verdict.json").mkdir(parents=True)
     arguments = ["test", str(rules), "--examples", "2", "--no-mutants", "--jobs", "1", "--dtype", "f32"]
     assert main([*arguments, "--out", str(folder)]) == 3
     captured = capsys.readouterr()
     assert "1 of 1 rules proved" in captured.out
-    assert captured.err.endswith(f"rewriter: error: the report could not be written to {folder}: Not a directory\n")
+    assert captured.err.endswith(f"rewriter: error: the report could not be written to {folder}: Is a directory\n")
+    # What can be known beforehand does not cost a proof.
+    assert main([*arguments, "--out", __file__]) == 2
+    assert capsys.readouterr().err.startswith(f"rewriter: error: --out: cannot make the folder {__file__}")
 
 
 def test_a_verdict_that_cannot_be_kept(
