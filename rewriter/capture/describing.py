@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import operator
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -17,6 +18,8 @@ from rewriter.capture.watching import Watch, version
 _SCALARS = (*CONSTANTS, int, slice)
 _OPAQUE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.MethodType, weakref.ref)
 _DEEPEST = 12
+# Any class has this: where its instances cannot be called, that of its own class.
+call_of = operator.attrgetter("__call__")
 _MOST_OBJECTS = 50_000
 
 
@@ -25,10 +28,12 @@ class Describer:
 
     order: the number of each module by id. watch: is told of every container that is looked into.
     constants: tensors that no module registers, which a trace bakes in.
+    callables: the classes of objects that may be called, such as attention processors.
     """
 
     def __init__(self, order: Mapping[int, int], watch: Watch) -> None:
         self.constants: list[torch.Tensor] = []
+        self.callables: dict[type, Any] = {}
         self._order, self._watch = order, watch
         self._described: dict[int, Any] = {}
         self._pins: list[Any] = []
@@ -83,8 +88,16 @@ class Describer:
             items = tuple(self._walk(item, depth) for item in value)
             return (kind, items)
         if hasattr(value, "__dict__") and not _foreign(kind):
-            return (_qualified(kind), self._pin(kind), self._attributes(value, depth))
+            return (_qualified(kind), self._pin(kind), self._call(kind), self._attributes(value, depth))
         return self._pin(value)
+
+    def _call(self, kind: type) -> Any:
+        """What runs where an instance is called; None where that is nothing in Python."""
+        call = call_of(kind)
+        if not isinstance(call, types.FunctionType):
+            return None
+        self.callables[kind] = call
+        return call
 
     def _attributes(self, value: Any, depth: int) -> tuple[Any, ...]:
         attributes = value.__dict__

@@ -18,7 +18,7 @@ import torch
 
 from rewriter.capture import adapters
 from rewriter.capture.ambient import plain_weight
-from rewriter.capture.describing import Describer, name_of
+from rewriter.capture.describing import Describer, call_of, name_of
 from rewriter.capture.scales import Scales
 from rewriter.capture.watching import AdapterWatch, Watch, data_ptr, getter, version
 
@@ -41,6 +41,8 @@ _HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})
 
 
 _serials = itertools.count()
+# What somebody may replace in a class, for all of its modules at once.
+_forward = operator.attrgetter("forward")
 
 
 class Snapshot:
@@ -83,7 +85,10 @@ class Snapshot:
                 all(map(operator.is_, self._root_getter(own), self._root_values))
                 and len(own) == self._root_size
                 and self._watch.same()
+                and type(root) is self._classes[0]
                 and list(map(type, self._modules)) == self._types
+                and list(map(_forward, self._classes)) == self._forwards
+                and list(map(call_of, self._describer.callables)) == self._calls
                 and self._weight_tables.same()
                 and list(map(data_ptr, self.weights)) == self._pointers
                 and list(map(version, self._describer.constants)) == self._constant_versions
@@ -150,6 +155,9 @@ class Snapshot:
         modules = list(self._walk(root))
         self._modules = [module for _, module, _ in modules[1:]]
         self._types = [type(module) for module in self._modules]
+        # The root's comes first.
+        self._classes = list(dict.fromkeys(type(module) for _, module, _ in modules))
+        self._forwards = list(map(_forward, self._classes))
         self._order.update({id(module): index for index, (_, module, _) in enumerate(modules)})
         for _, _, wrapper, base in self._wrappers:
             self._order[id(wrapper)] = self._order[id(base)]
@@ -262,6 +270,7 @@ class Snapshot:
         self._adapters.freeze()
         self._pointers = list(map(data_ptr, self.weights)) if not self.blocked else []
         self._constant_versions = list(map(version, self._describer.constants))
+        self._calls = list(self._describer.callables.values())
         # Copies of what a trace could change. The root's own dict is named by None: holding it would make a cycle
         # that keeps the module alive until the garbage collector runs.
         own = root.__dict__

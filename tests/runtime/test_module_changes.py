@@ -70,6 +70,50 @@ def test_a_module_that_writes_to_its_buffers_runs_eagerly_once_per_call(optimize
     assert status(module).reason == "the call writes to the module's own seen"
 
 
+def test_a_class_that_is_patched_later_is_noticed(optimized: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Halved(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) / 2
+
+    class Negated(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -super().forward(x)
+
+    module = torch.nn.Sequential(Halved(4, 4)).eval()
+    twin = copy.deepcopy(module)
+    optimized(module)
+    module(x())
+    monkeypatch.setattr(Halved, "forward", lambda self, y: torch.nn.Linear.forward(self, y) * 3)
+    for _ in range(2):
+        assert torch.equal(module(x()), twin(x()))
+    module[0].__class__ = twin[0].__class__ = torch.nn.Linear
+    for _ in range(2):
+        assert torch.equal(module(x()), twin(x()))
+    module.__class__ = twin.__class__ = Negated
+    for _ in range(2):
+        assert torch.equal(module(x()), twin(x()))
+    assert status(module).status == "optimised"
+
+
+def test_a_class_of_processors_that_is_patched_later_is_noticed(
+    optimized: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Processor:
+        def __call__(self, y: torch.Tensor) -> torch.Tensor:
+            return y * 2
+
+    module = net(lambda y, **_: module.processor(y))
+    module.processor = Processor()
+    optimized(module)
+    expected = module(x())
+    with monkeypatch.context() as patched:
+        patched.setattr(Processor, "__call__", lambda _, y: y * 3)
+        for _ in range(2):
+            assert torch.allclose(module(x()), expected * 1.5)
+    assert torch.equal(module(x()), expected)
+    assert (status(module).status, status(module).captures) == ("optimised", 2)
+
+
 def test_a_pickled_module_comes_back_without_component(optimized: Any) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 4)).eval()
     optimized(module)
