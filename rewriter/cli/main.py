@@ -6,6 +6,7 @@ Nothing here or at the top of a command's module imports torch, so that `--help`
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 all is well, 1 findings, 2 wrong usage, 3 incomplete, 130 interrupted."""
     parsed = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A rule file's text may hold what a terminal of another encoding has no sign for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status: int = parsed.run(parsed)
         sys.stdout.flush()

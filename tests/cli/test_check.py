@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import pathlib
 from collections.abc import Callable
@@ -112,3 +113,11 @@ def test_ops_without_a_cpu_implementation_are_no_error(
 ) -> None:
     path = rule_file("gpu.yaml", "a = aten::relu(x)\n      y = aten::relu(a)", "y = aten::_cslt_compress(x)")
     assert main(["check", str(path)]) == 0, capsys.readouterr().out
+
+
+def test_a_terminal_without_the_files_letters(rule_file: WriteRules, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding="ascii"))
+    bad = rule_file("bad.yaml", "id: dropout-off", "id: größe")
+    assert main(["check", str(bad)]) == 1
+    assert b"(found gr\\xf6\\xdfe, expected such as group-norm-silu)" in out.getvalue()
