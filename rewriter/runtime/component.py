@@ -148,6 +148,8 @@ class Component:
                 call = self._merging.resolve(call) or call
         if isinstance(call, Declined) or found is None:
             assert isinstance(call, Declined)
+            if call.failure and self.options.strict:
+                raise CaptureError(f"{self.name}: {call.reason}")
             return self._eager(module, call, args, kwargs)
         program = found[0]
         random = RandomState(tensor.device for tensor in call.flat.tensors) if program.draws else None
@@ -188,10 +190,7 @@ class Component:
         reason = self.closed or ambient.circumstance(module)
         if reason:
             return Declined(reason=reason, failure=False)
-        call = self._reader.read(module, args, kwargs)
-        if isinstance(call, Declined) and call.failure and self.options.strict:
-            raise CaptureError(f"{self.name}: {call.reason}")
-        return call
+        return self._reader.read(module, args, kwargs)
 
     def _eager(self, module: torch.nn.Module, why: Declined, args: Any, kwargs: Any) -> Any:
         with self._lock:

@@ -39,9 +39,10 @@ def test_what_a_graph_cannot_do_runs_eagerly(optimized: Any, body: Any, extra: A
     assert reason in str(part.reason)
     strict = net(body)
     optimized(strict, strict=True)
-    with pytest.raises(rewriter.CaptureError) as raised:
-        strict(x(), *extra)
-    assert reason in str(raised.value)
+    for _ in range(2):
+        with pytest.raises(rewriter.CaptureError) as raised:
+            strict(x(), *extra)
+        assert reason in str(raised.value)
 
 
 def negate_output(graph: Any) -> None:
