@@ -180,7 +180,9 @@ class PreparedWeights:
         if any(fresh.untyped_storage().data_ptr() == s.untyped_storage().data_ptr() for s in sources):
             cell.tensor, cell.shared = fresh, True
             return
-        if cell.shared and parts is None:
+        if cell.shared:
+            # The module has other weights now. Those that lay here may be put back: whoever swaps weights, such as for
+            # a moving average, holds them, and they must not change.
             cell.tensor = None
         cell.shared = False
         cell.update(fresh)

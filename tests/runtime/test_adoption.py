@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +91,54 @@ def test_a_copy_is_independent(ready: tuple[Any, Any, dict[str, Any]]) -> None:
     with torch.no_grad():
         for weight in second.parameters():
             weight.zero_()
+    close(unet, twin, given)
+
+
+def swap_data(module: Any) -> Callable[[], None]:
+    """As for a moving average: each parameter gets the other's memory, and back."""
+    other = [weight.data * 1.5 for weight in module.parameters()]
+
+    def swap() -> None:
+        for index, weight in enumerate(module.parameters()):
+            weight.data, other[index] = other[index], weight.data
+
+    swap()
+    return swap
+
+
+def assign(module: Any) -> Callable[[], None]:
+    before = dict(module.named_parameters())
+    module.load_state_dict({name: weight * 1.5 for name, weight in before.items()}, assign=True)
+    return lambda: module.load_state_dict(before, assign=True) and None
+
+
+def replace_one_of_three(module: Any) -> Callable[[], None]:
+    (projection, *_) = [child for name, child in module.named_modules() if name.endswith("attn1.to_q")]
+    before = projection.weight
+    projection.weight = torch.nn.Parameter(before * 1.5)
+    return lambda: setattr(projection, "weight", before)
+
+
+@pytest.mark.parametrize("change", [swap_data, assign, replace_one_of_three])
+def test_weights_that_are_put_back_are_as_they_were(
+    ready: tuple[Any, Any, dict[str, Any]], change: Callable[[Any], Callable[[], None]]
+) -> None:
+    unet, twin, given = ready
+    saved = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    back = [change(module) for module in (unet, twin)]
+    close(unet, twin, given)
+    for undo in back:
+        undo()
+    assert all(torch.equal(weight, saved[name]) for name, weight in unet.state_dict().items())
+    close(unet, twin, given)
+
+
+def test_a_call_with_other_weights_leaves_the_modules_own_alone(ready: tuple[Any, Any, dict[str, Any]]) -> None:
+    unet, twin, given = ready
+    others = {name: weight * 1.5 for name, weight in twin.state_dict().items()}
+    with torch.no_grad():
+        found, wanted = (
+            torch.func.functional_call(module, copy.deepcopy(others), (), given)[0] for module in (unet, twin)
+        )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     close(unet, twin, given)
