@@ -56,7 +56,8 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
-_LIBRARY = torch.library.Library("rewriter", "DEF")
+# One for each op, so that one that was interrupted can be taken back alone.
+_LIBRARIES: dict[str, torch.library.Library] = {}
 
 
 def define(schema: str, reference: Kernel, fake: Kernel | None = None) -> Op:
@@ -75,10 +76,18 @@ def define(schema: str, reference: Kernel, fake: Kernel | None = None) -> Op:
         return OPS[name]
     op = Op(name=name, schema=schema, reference=reference, fake=fake or reference, providers={})
     op.providers[REFERENCE] = Provider(fn=reference, supports=lambda *_: None)
-    _LIBRARY.define(schema)
-    _LIBRARY.impl(name, Dispatcher(op), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rewriter::{name}", op.fake, lib=_LIBRARY)
-    OPS[name] = op
+    library = torch.library.Library("rewriter", "FRAGMENT")
+    try:
+        library.define(schema)
+        library.impl(name, Dispatcher(op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rewriter::{name}", op.fake, lib=library)
+        _LIBRARIES[name], OPS[name] = library, op
+    except BaseException:
+        # Ctrl-C while this package is imported: the next import defines the op again. To let go of the library is not
+        # enough, for the traceback holds it.
+        OPS.pop(name, None)
+        library._destroy()
+        raise
     return op
 
 
@@ -91,11 +100,17 @@ def provide(
     instead_of: tuple[str, ...] = (),
     measured: bool = False,
 ) -> None:
-    """Adds a provider to an op. Raises OpError for an unknown op or a provider that exists."""
+    """Adds a provider to an op. Raises OpError for an unknown op or another provider of that name."""
     providers = find(name).providers
-    if provider in providers:
+    # A module whose import was interrupted is run again, and provides what it has provided.
+    if provider in providers and _place(providers[provider].fn) != _place(fn):
         raise OpError(f"rewriter::{name} has a provider {provider!r} already")
     providers[provider] = Provider(fn=fn, supports=supports, configs=configs, instead_of=instead_of, measured=measured)
+
+
+def _place(function: Kernel) -> tuple[str, str]:
+    """Where the function stands in the code."""
+    return getattr(function, "__module__", ""), getattr(function, "__qualname__", repr(function))
 
 
 def find(name: str) -> Op:
