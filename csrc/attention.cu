@@ -30,7 +30,7 @@ __device__ float among_four(float x, bool largest) {
   return x;
 }
 
-// The two rows that a thread has a part of: the largest score so far, and the sum of this thread's exponentials.
+// The two rows that a thread has a part of: the largest score so far, scaled, and the sum of this thread's exponentials.
 struct Rows {
   float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
 
@@ -38,18 +38,18 @@ struct Rows {
   __device__ __forceinline__ void soften(float (&scores)[kKeys / 2], float (&keep)[2], float scale) {
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
-      float top = largest[lower];
+      float top = -INFINITY;
 #pragma unroll
       for (int j = 2 * lower; j < kKeys / 2; j += 4) top = fmaxf(top, fmaxf(scores[j], scores[j + 1]));
-      top = among_four(top, true);
-      keep[lower] = hopper::exp2_of((largest[lower] - top) * scale);
+      // Rounded once, it is the same in all exponents of the row, and cancels out in the end.
+      top = fmaxf(largest[lower], among_four(top, true) * scale);
+      keep[lower] = hopper::exp2_of(largest[lower] - top);
       largest[lower] = top;
       float sum = 0.0f;
 #pragma unroll
       for (int j = 2 * lower; j < kKeys / 2; j += 4) {
-        // The difference first: the product of a large score would lose what tells it from the largest.
-        scores[j] = hopper::exp2_of((scores[j] - top) * scale);
-        scores[j + 1] = hopper::exp2_of((scores[j + 1] - top) * scale);
+        scores[j] = hopper::exp2_of(fmaf(scores[j], scale, -top));
+        scores[j + 1] = hopper::exp2_of(fmaf(scores[j + 1], scale, -top));
         sum += scores[j] + scores[j + 1];
       }
       total[lower] = total[lower] * keep[lower] + sum;
@@ -200,6 +200,7 @@ __global__ void __launch_bounds__(Tile<kGroups>::kThreads, 1)
         free(empty + keys);
         if (block == blocks - 1 && last < kKeys) hide(scores, last);
         rows.soften(scores, keep, work.scale);
+        hopper::finish_before(rows.total[0] + rows.total[1], part + lane * 4);
         hopper::await_products<0>();
         hopper::pin(sums);
         hopper::pin(weights);

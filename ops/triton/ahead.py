@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from rewriter import children
+
 _log = logging.getLogger("rewriter")
 _MOST_PROCESSES = 16
 # A process that says nothing for so long is given up.
@@ -52,13 +54,17 @@ def compile_ahead(tasks: Sequence[str], target: Target, processes: int | None = 
         thread.start()
     for thread in threads:
         thread.join()
+    if sum(done) < len(wanted):
+        # Each takes about a second where it is launched, which nobody else explains.
+        level = logging.INFO if any(done) else logging.WARNING
+        _log.log(level, "compiled %d of %d kernels ahead; the others are compiled one by one", sum(done), len(wanted))
     return sum(done)
 
 
 def _feed(waiting: queue.SimpleQueue[str], done: list[bool], target: Target) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {name: value for name, value in children.environment().items() if name != "TRITON_INTERPRET"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "rewriter.ops.triton.ahead", str(target.capability), str(target.multiprocessors)]
+    command = children.command("rewriter.ops.triton.ahead", str(target.capability), str(target.multiprocessors))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     try:
         with subprocess.Popen(command, text=True, env=environment, **pipes) as process:  # type: ignore[call-overload]

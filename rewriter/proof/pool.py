@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rewriter import children
 from rewriter.errors import RewriterError
 from rewriter.proof.worker import DEAD_CONTEXT
 
@@ -140,11 +139,11 @@ class Worker:
         self._events = queue.SimpleQueue()
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long
         # Triton reads it when it is imported: on a CPU its kernels run in its interpreter.
-        environment = {**os.environ, "TRITON_INTERPRET": "1" if self.setup.device == "cpu" else "0"}
+        environment = {**children.environment(), "TRITON_INTERPRET": "1" if self.setup.device == "cpu" else "0"}
         # Examples are small, and another worker is glad of the other cores.
         environment.setdefault("OMP_NUM_THREADS", "1")
         process = subprocess.Popen(
-            [sys.executable, "-m", "rewriter.proof.worker"],
+            children.command("rewriter.proof.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -17,7 +17,7 @@ from rewriter.capture.recording import Invoke, NumbersBaked, Recording, number_t
 from rewriter.capture.state import Snapshot
 from rewriter.capture.structure import Flat, difference
 from rewriter.causes import described
-from rewriter.errors import CaptureError, VerificationError
+from rewriter.errors import CaptureError
 from rewriter.ops import providers
 from rewriter.runtime.arrangement import Arrangement
 from rewriter.runtime.before import Before, clones
@@ -25,7 +25,7 @@ from rewriter.runtime.calls import Call
 from rewriter.runtime.cuda_graphs import CudaGraphRunner
 from rewriter.runtime.prepared import PreparedStore
 from rewriter.runtime.program import Applied, Options, Program, applied, select
-from rewriter.runtime.proof import WrongTrace, check_program, check_trace
+from rewriter.runtime.proof import WrongTrace, check_trace, judge
 from rewriter.runtime.runner import FunctionRunner, Runner
 from rewriter.runtime.second_start import SecondStart
 from rewriter.runtime.trust import Signature, Trust
@@ -68,7 +68,7 @@ def build(
     """Captures, rewrites and verifies one call.
 
     Raises CaptureError where no graph can be made and VerificationError where a graph does not reproduce eager;
-    NumbersBaked asks for another attempt with fewer live numbers.
+    NumbersBaked asks for another attempt with fewer live numbers, WrongRule for one with fewer rules.
     """
     start = SecondStart()
     try:
@@ -143,9 +143,8 @@ def _build(
         program.losses = _losses(done, options)
         if example.expected is not None:
             with _timed(seconds, "verify", name):
-                found = check_program(program, example.flat.numbers, call.weights, example.before, example.expected)
-            if found.problem:
-                raise VerificationError(f"the rewritten graph does not reproduce eager: {found.problem}")
+                numbers, rules = example.flat.numbers, options.rules
+                found = judge(program, rules, numbers, call.weights, example.before, example.expected)
             program.error = found.error
         prepared.stow(weights, _unread(done, len(weights)))
     if verified and (traced or chosen):

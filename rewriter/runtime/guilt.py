@@ -1,16 +1,16 @@
-"""Finds the rule to which NaN or Inf in a graph's result is due."""
+"""Finds the rule to which a wrong result of a graph is due, or that it raises."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from rewriter.capture.compare import compare
 from rewriter.capture.recording import number_tensor
-from rewriter.runtime.before import clones
+from rewriter.runtime.before import Before, clones
 from rewriter.runtime.prepared import PreparedStore, PreparedWeights
 from rewriter.runtime.program import Program, select
 from rewriter.runtime.runner import FunctionRunner
@@ -28,29 +28,39 @@ def more_nonfinite(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tens
 def guilty_rule(
     program: Program,
     rules: RuleSet,
-    tensors: Sequence[torch.Tensor],
+    before: Before,
     numbers: Sequence[int | float],
     weights: Sequence[torch.Tensor],
+    worse: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], bool],
 ) -> str | None:
-    """The rule whose rewrites bring NaN or Inf into the program's result for this call, or None where it is none.
+    """The rule whose rewrites make the program's result for this call `worse` than the plain graph's, or have it raise.
 
-    By bisection: the rules that the program keeps are applied to its recording up to the first that makes the
-    difference. Costs some rewrites and calls of the graph. `weights`: as for `program.run`.
+    None where it is none. By bisection: the rules that the program keeps are applied to its recording up to the first
+    that makes the difference. Costs some rewrites and calls of the graph. `weights`: as for `program.run`.
     """
     from rewriter.graph import engine
     from rewriter.language import RuleSet
 
     recording = program.recording
     chosen = select(recording, weights)
-    activations = [*tensors, *map(number_tensor, program.live_numbers(numbers))]
-    plain = FunctionRunner(recording.graph)(clones(activations), chosen)
+    activations = [*before.copies, *map(number_tensor, program.live_numbers(numbers))]
+    with before.random.replayed():
+        plain = FunctionRunner(recording.graph)(clones(activations), chosen)
 
     def broken(some: Sequence[Rule]) -> bool:
-        rewritten = engine.rewrite(recording.graph, RuleSet(tuple(some)), weights=len(chosen), target=program.target)
-        names = [str(index) for index in range(len(chosen))]
-        prepared = PreparedWeights(rewritten.prepared, names, chosen, PreparedStore())
-        run = FunctionRunner(rewritten.graph)
-        return more_nonfinite(run(clones(activations), [*chosen, *prepared.refresh(chosen, None)]), plain)
+        try:
+            rewritten = engine.rewrite(
+                recording.graph, RuleSet(tuple(some)), weights=len(chosen), target=program.target
+            )
+            names = [str(index) for index in range(len(chosen))]
+            prepared = PreparedWeights(rewritten.prepared, names, chosen, PreparedStore())
+            run = FunctionRunner(rewritten.graph)
+            with before.random.replayed():
+                found = run(clones(activations), [*chosen, *prepared.refresh(chosen, None)])
+        # Of an op that the rule calls, whatever it raises.
+        except Exception:
+            return True
+        return worse(found, plain)
 
     kept = {rule for rule, is_kept in program.rewritten.rewrites if is_kept}
     candidates = [rule for rule in rules if rule.id in kept]

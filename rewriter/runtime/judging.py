@@ -53,7 +53,7 @@ class Judge:
         if not more_nonfinite(tensors, before.outcome(result).tensors):
             self.guard.agree(program, call.flat.tensors)
             return None
-        rule = guilty_rule(program, self._options.rules, before.copies, call.flat.numbers, call.weights)
+        rule = guilty_rule(program, self._options.rules, before, call.flat.numbers, call.weights, more_nonfinite)
         self._library.drop(program)
         problem = "the rewritten graph returned NaN or Inf where eager does not"
         if rule is None:

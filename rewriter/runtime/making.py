@@ -21,13 +21,15 @@ from rewriter.runtime.library import Library
 from rewriter.runtime.merging import Merging
 from rewriter.runtime.prepared import PreparedStore
 from rewriter.runtime.program import Options, Program
-from rewriter.runtime.proof import WrongTrace
+from rewriter.runtime.proof import WrongRule, WrongTrace
 
 logger = logging.getLogger("rewriter")
 
 # So many captures are free; after that one is allowed for each so many calls.
 _FREE_CAPTURES = 16
 _CALLS_PER_CAPTURE = 20
+# After so many rules that were wrong, all of them are under suspicion.
+_MOST_LEFT_OUT = 4
 
 
 class Maker:
@@ -127,6 +129,11 @@ class Maker:
             except NumbersBaked as baked:
                 for text in call.plan.fix(baked):
                     self._journal.note(text)
+            except WrongRule as error:
+                if self._options.strict or len(self._left_out) >= _MOST_LEFT_OUT:
+                    raise
+                self.leave_out(error.rule)
+                self._journal.note(f"{error}, which is left out from now on")
             except (CaptureError, WrongTrace) as error:
                 if not any(call.plan.live):
                     raise

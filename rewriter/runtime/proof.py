@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,9 +23,13 @@ from rewriter.causes import described
 from rewriter.errors import VerificationError
 from rewriter.runtime.before import Before, clones
 from rewriter.runtime.calls import Call
+from rewriter.runtime.guilt import guilty_rule
 from rewriter.runtime.program import Program, select
 from rewriter.runtime.runner import FunctionRunner
 from rewriter.runtime.trust import Signature
+
+if TYPE_CHECKING:
+    from rewriter.language import RuleSet
 
 # A rewritten graph may be off by so many times what rounding alone does to the result.
 _ROUNDINGS = 10.0
@@ -34,6 +38,14 @@ _MOST_NOTES = 5
 
 class WrongTrace(VerificationError):
     """The trace itself, before any rule, does not reproduce eager."""
+
+
+class WrongRule(VerificationError):
+    """The rewrites of one rule do not reproduce eager."""
+
+    def __init__(self, rule: str, problem: str) -> None:
+        super().__init__(f"{problem}, due to the rule {rule} (by bisection)")
+        self.rule = rule
 
 
 def check_trace(
@@ -92,6 +104,39 @@ def check_program(
         note = f"rounding alone changes this network's result by up to {noise:.1g}, so {wider.error:.1g} was accepted"
         program.messages = (*program.messages, note)[-_MOST_NOTES:]
     return wider
+
+
+def judge(
+    program: Program,
+    rules: RuleSet,
+    numbers: Sequence[int | float],
+    weights: Sequence[torch.Tensor],
+    before: Before,
+    expected: Outcome,
+) -> Difference:
+    """As `check_program`, of a program that has just been made of `rules`.
+
+    Raises VerificationError where it does not reproduce eager or raises, WrongRule where that is due to one rule.
+    """
+    try:
+        found = check_program(program, numbers, weights, before, expected)
+    except torch.OutOfMemoryError:
+        raise
+    # Of an op that a rule calls, whatever it raises.
+    except Exception as error:
+        problem: str | None = f"the rewritten graph failed with {described(error)}"
+    else:
+        problem = found.problem and f"the rewritten graph does not reproduce eager: {found.problem}"
+    if not problem:
+        return found
+    exact = REWRITE_LIMITS[working_dtype([*weights, *before.copies])]
+    limit = max([exact, *(LOSSY_LIMITS[loss] for loss in program.losses)])
+
+    def worse(actual: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> bool:
+        return compare(actual, plain, limit=limit, same_nonfinite=False).problem is not None
+
+    rule = guilty_rule(program, rules, before, numbers, weights, worse)
+    raise VerificationError(problem) if rule is None else WrongRule(rule, problem)
 
 
 def distance(program: Program, call: Call, before: Before, result: Any) -> str | None:

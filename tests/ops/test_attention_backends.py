@@ -291,9 +291,9 @@ def test_without_a_gpu_there_is_nothing_to_try() -> None:
 def test_a_proof_of_attention_counts_for_these_sources() -> None:
     for op in OF_BOTH:
         files = {path.name for path in code.here().of(op)}
-        assert {"attention.py", "attention_backends.py", "attention_xformers.py"} <= files
+        assert {"attention.py", "attention_backends.py", "attention_xformers.py", "attention.cu", "build.py"} <= files
+        assert not {"gated.cu", "linear.cpp"} & files
     assert not {"attention_backends.py", "build.py"} & {path.name for path in code.here().of("rope")}
-    assert "build.py" not in {path.name for path in code.here().of("attention")}
 
 
 def on_gpu(name: str, operands: Operands, mask: torch.Tensor | None, causal: bool) -> None:

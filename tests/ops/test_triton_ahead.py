@@ -69,6 +69,23 @@ def test_a_second_time_finds_everything_in_the_cache(tmp_path: pathlib.Path, mon
     assert compiled(tmp_path) == first
 
 
+def test_another_rewriter_in_the_working_folder_is_not_taken(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a clone of the repository, whose folder `rewriter` has no ops."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "rewriter").mkdir()
+    (tmp_path / "rewriter" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert ahead.compile_ahead(calls()[:1], H100, processes=1) == 1
+
+
+def test_nothing_compiled_is_said_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("rewriter.children.command", lambda *_: ["false"])
+    assert ahead.compile_ahead(calls(), H100, processes=1) == 0
+    assert "compiled 0 of 2 kernels ahead; the others are compiled one by one" in caplog.text
+
+
 def test_every_product_compiles(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert ahead.compile_ahead(products(), H100, processes=1) == len(products())
