@@ -22,6 +22,8 @@ def mode_rows(results: Sequence[Result], flops: int | None, ceilings: Ceilings |
         "IT/S",
         "SPEED",
         "TFLOP/S",
+        "ENERGY",
+        "LIMITED",
         "FIRST",
         "READY",
         "PEAK",
@@ -55,7 +57,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def _mode_row(result: Result, eager: Result | None, flops: int | None, ceilings: Ceilings | None) -> tuple[str, ...]:
     times, memory = result.times, result.memory
     if result.failure or times is None:
-        return (result.title, "failed", *("" for _ in range(11)))
+        return (result.title, "failed", *("" for _ in range(13)))
     base = eager.memory if eager is not None else None
     rate = flops / times.median / 1e12 if flops else None
     return (
@@ -65,6 +67,8 @@ def _mode_row(result: Result, eager: Result | None, flops: int | None, ceilings:
         f"{1 / times.median:.2f}",
         f"{times.speed:.2f}x",
         "" if rate is None else f"{rate:.3g}{f' ({rate / ceilings.tflops:.0%})' if ceilings else ''}",
+        "" if times.joules is None else f"{times.joules:.3g} J",
+        "" if times.held_back is None else f"{times.held_back:.0%}",
         "" if result.first_seconds is None else f"{result.first_seconds:.1f} s",
         "" if result.ready_seconds is None else f"{result.ready_seconds:.1f} s",
         _size(_peak(memory), _peak(base)),

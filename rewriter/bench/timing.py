@@ -9,10 +9,12 @@ import gc
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from rewriter.bench.power import Meter
 
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 200
@@ -29,7 +31,8 @@ class Times:
     """Seconds per call: the median of `samples` samples, and the span that the middle 80 % of them lie in.
 
     `speed` is how many times as fast as the first mode it is: the median of the ratios within each round, so that a
-    machine that is slow for a while slows both.
+    machine that is slow for a while slows both. joules: of the GPU for a call; held_back: the share of the samples at
+    whose end its clocks were limited by power or temperature. None where the driver does not say.
     """
 
     median: float
@@ -37,6 +40,8 @@ class Times:
     high: float
     samples: int
     speed: float
+    joules: float | None = None
+    held_back: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,12 +120,15 @@ def compare(
     rounds = min(max(int(seconds / max(estimate, 1e-7)), _MIN_ROUNDS), _MAX_ROUNDS)
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
+    costs = {name: _Cost(Meter.of(device)) for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(_sample(calls[name], repeats[name], device))
+            with costs[name].counted(repeats[name]):
+                samples[name].append(_sample(calls[name], repeats[name], device))
             advance(1 / (rounds * len(names)))
-    return {name: _summary(values, samples[names[0]]) for name, values in samples.items()}
+    found = {name: _summary(values, samples[names[0]]) for name, values in samples.items()}
+    return {name: costs[name].told(times) for name, times in found.items()}
 
 
 def against(times: Times, first: Times) -> Times:
@@ -141,6 +149,30 @@ def _summary(values: Sequence[float], first: Sequence[float]) -> Times:
     deciles = statistics.quantiles(values, n=10, method="inclusive")
     speed = statistics.median(one / other for one, other in zip(first, values, strict=True))
     return Times(median=statistics.median(values), low=deciles[0], high=deciles[-1], samples=len(values), speed=speed)
+
+
+class _Cost:
+    """What the samples of one mode cost, where there is a meter."""
+
+    def __init__(self, meter: Meter | None) -> None:
+        self._meter = meter
+        self._joules, self._calls, self._held_back = 0.0, 0, list[bool]()
+
+    @contextlib.contextmanager
+    def counted(self, calls: int) -> Iterator[None]:
+        before = None if self._meter is None else self._meter.joules()
+        yield
+        after = None if self._meter is None else self._meter.joules()
+        if self._meter is not None and before is not None and after is not None:
+            self._joules += after - before
+            self._calls += calls
+            self._held_back.append(self._meter.held_back())
+
+    def told(self, times: Times) -> Times:
+        if not self._calls:
+            return times
+        share = statistics.fmean(self._held_back)
+        return dataclasses.replace(times, joules=self._joules / self._calls, held_back=share)
 
 
 class MemoryWatch:

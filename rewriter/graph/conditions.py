@@ -35,13 +35,21 @@ class Target:
     sm: int | None = None
 
 
-def judge(match: Match, target: Target) -> Judgement | str:
-    """What the conditions found out, or the reason why one does not hold."""
-    rule = match.pattern.rule
+def elsewhere(rule: Rule, target: Target) -> str | None:
+    """Why the rule is for other machines, or None."""
     if rule.devices and target.device not in rule.devices:
         return f"for {' and '.join(rule.devices)} only"
     if rule.sm is not None and (target.sm is None or not rule.sm.holds(target.sm)):
         return f"needs a GPU of compute capability {rule.sm}, found {target.sm}"
+    return None
+
+
+def judge(match: Match, target: Target) -> Judgement | str:
+    """What the conditions found out, or the reason why one does not hold."""
+    rule = match.pattern.rule
+    reason = elsewhere(rule, target)
+    if reason is not None:
+        return reason
     for name, condition in rule.where.items():
         bound = match.bound[name]
         if isinstance(bound, str):

@@ -118,7 +118,7 @@ def _build(
         if problem:
             raise WrongTrace(f"the trace does not reproduce eager: {problem}")
     rules, left_out = usable(options.rules, target)
-    left_out = (*left_out, *_missing(target))
+    left_out = (*left_out, *_missing(target), *_idle(options.rules, target))
     with _timed(seconds, "load", name):
         done = start.applied(recording, rules, target, left_out, measured=options.measure)
     chosen = done is None
@@ -244,6 +244,20 @@ def _missing(target: Target) -> tuple[str, ...]:
     if target.device != "cuda":
         return ()
     return tuple(f"without the kernels of {name}: {reason}" for name, reason in providers.load().items())
+
+
+def _idle(rules: RuleSet, target: Target) -> tuple[str, ...]:
+    """Which packs have no rule for this machine, and why."""
+    from rewriter.graph.conditions import elsewhere
+
+    reasons: dict[str, list[str | None]] = {}
+    for rule in rules:
+        reasons.setdefault(rule.pack, []).append(elsewhere(rule, target))
+    return tuple(
+        f"the pack {pack} does nothing here, since its rules are for other machines: {'; '.join(dict.fromkeys(found))}"
+        for pack, every in reasons.items()
+        if len(found := [reason for reason in every if reason is not None]) == len(every)
+    )
 
 
 @contextlib.contextmanager

@@ -153,6 +153,16 @@ def test_a_real_rule_is_counted_and_explained(tmp_path: Path) -> None:
         rewriter.explain(module, rule="no-such-rule")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where the pack has something to do")
+def test_a_pack_for_other_machines_is_named() -> None:
+    module = torch.nn.Linear(128, 128).eval().requires_grad_(False)
+    rewriter.optimize(module, rules=["default", "int8"])
+    module(torch.randn(2, 128))
+    (part,) = rewriter.report(module).components.values()
+    wanted = "the pack int8 does nothing here, since its rules are for other machines: for cuda only"
+    assert [each for each in part.messages if "does nothing here" in each] == [wanted]
+
+
 def test_importing_the_package_is_light() -> None:
     code = "import sys, rewriter; print(sorted({'torch', 'diffusers', 'yaml'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
