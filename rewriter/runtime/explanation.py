@@ -47,7 +47,10 @@ class ComponentExplanation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What every rule, or one, did in each network. `str()` gives text, near misses that got furthest first."""
+    """What every rule, or one, did in each network.
+
+    `str()` gives text, near misses that got furthest first: of one rule each of them, of all rules each reason once.
+    """
 
     rule: str | None
     components: dict[str, ComponentExplanation]
@@ -59,7 +62,7 @@ class Explanation:
     def __str__(self) -> str:
         lines: list[str] = []
         for name, part in self.components.items():
-            lines += [name, *_text(part), ""]
+            lines += [name, *_text(part, every=self.rule is not None), ""]
         return "\n".join(lines).rstrip()
 
 
@@ -104,7 +107,7 @@ def _explain(name: str, component: Component, rule: str | None) -> ComponentExpl
     )
 
 
-def _text(part: ComponentExplanation) -> list[str]:
+def _text(part: ComponentExplanation, *, every: bool) -> list[str]:
     lines: list[str] = []
     for rule in dict.fromkeys(item.rule for item in part.fired):
         places = [item for item in part.fired if item.rule == rule]
@@ -114,14 +117,34 @@ def _text(part: ComponentExplanation) -> list[str]:
     for rule in dict.fromkeys(item.rule for item in part.near_misses):
         misses = [item for item in part.near_misses if item.rule == rule]
         lines.append(f"  {rule} nearly matched {len(misses)} times")
-        described: list[str] = []
-        for miss in misses:
-            place = f"{miss.depth} of {miss.total} statements, then {miss.reason} at {miss.node}"
-            described += wrapped(place + (f" in {miss.scope}" if miss.scope else ""), indent=4)
-        lines += _shortened(described)
+        lines += _shortened(_each(misses) if every else _by_reason(misses))
     if part.silent:
         lines += wrapped(f"matched nowhere: {', '.join(part.silent)}", indent=2)
     return lines or ["  no rule matched, not even in part"]
+
+
+def _each(misses: list[NearMiss]) -> list[str]:
+    return [line for miss in misses for line in wrapped(f"{_how_far(miss)} at {_place(miss)}", indent=4)]
+
+
+def _by_reason(misses: list[NearMiss]) -> list[str]:
+    """Furthest first as the misses are, then those with most places."""
+    alike: dict[tuple[int, int, str], list[NearMiss]] = {}
+    for miss in misses:
+        alike.setdefault((miss.depth - miss.total, -miss.depth, miss.reason), []).append(miss)
+    lines: list[str] = []
+    for _, places in sorted(alike.items(), key=lambda item: (*item[0][:2], -len(item[1]))):
+        first = f" in {len(places)} places, first" if len(places) > 1 else ""
+        lines += wrapped(f"{_how_far(places[0])}{first} at {_place(places[0])}", indent=4)
+    return lines
+
+
+def _how_far(miss: NearMiss) -> str:
+    return f"{miss.depth} of {miss.total} statements, then {miss.reason}"
+
+
+def _place(miss: NearMiss) -> str:
+    return f"{miss.node} in {miss.scope}" if miss.scope else miss.node
 
 
 def _shortened(lines: list[str]) -> list[str]:

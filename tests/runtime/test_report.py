@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import rewriter
+from rewriter.runtime.explanation import ComponentExplanation, Explanation, NearMiss
 from rewriter.runtime.report import ComponentReport, Report, RuleCount
 
 HOSTILE = "<script>alert('&')</script>"
@@ -151,6 +152,23 @@ def test_a_real_rule_is_counted_and_explained(tmp_path: Path) -> None:
     assert json.loads(json.dumps(only.to_dict()))["rule"] == "twice-negated"
     with pytest.raises(rewriter.RewriterError, match="no-such-rule"):
         rewriter.explain(module, rule="no-such-rule")
+
+
+def test_near_misses_for_one_reason_are_told_once_unless_one_rule_is_asked_for() -> None:
+    def miss(node: str, reason: str, depth: int = 0) -> NearMiss:
+        return NearMiss(rule="mine", node=node, scope="up", depth=depth, total=2, reason=reason)
+
+    misses = [miss("%9", "a shape", 1), miss("%1", "no silu"), miss("%2", "no mul"), miss("%3", "no mul")]
+    part = ComponentExplanation(name="unet", fired=[], near_misses=misses, silent=[])
+    every = str(Explanation(rule="mine", components={"unet": part})).splitlines()
+    assert [line.split(" at ")[1] for line in every[2:]] == ["%9 in up", "%1 in up", "%2 in up", "%3 in up"]
+    assert str(Explanation(rule=None, components={"unet": part})).splitlines() == [
+        "unet",
+        "  mine nearly matched 4 times",
+        "    1 of 2 statements, then a shape at %9 in up",
+        "    0 of 2 statements, then no mul in 2 places, first at %2 in up",
+        "    0 of 2 statements, then no silu at %1 in up",
+    ]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where the pack has something to do")
