@@ -97,7 +97,7 @@ def _explain(name: str, component: Component, rule: str | None) -> ComponentExpl
         NearMiss(rule=r.rule, node=r.node, scope=r.scope, depth=r.depth, total=r.total, reason=r.reason)
         for r in result.refusals
     ]
-    misses.sort(key=lambda miss: (miss.depth - miss.total, -miss.depth))
+    misses.sort(key=lambda miss: (miss.total - miss.depth, -miss.depth))
     heard = {item.rule for item in fired} | {miss.rule for miss in misses}
     return ComponentExplanation(
         name=name,
@@ -131,7 +131,7 @@ def _by_reason(misses: list[NearMiss]) -> list[str]:
     """Furthest first as the misses are, then those with most places."""
     alike: dict[tuple[int, int, str], list[NearMiss]] = {}
     for miss in misses:
-        alike.setdefault((miss.depth - miss.total, -miss.depth, miss.reason), []).append(miss)
+        alike.setdefault((miss.total - miss.depth, -miss.depth, miss.reason), []).append(miss)
     lines: list[str] = []
     for _, places in sorted(alike.items(), key=lambda item: (*item[0][:2], -len(item[1]))):
         first = f" in {len(places)} places, first" if len(places) > 1 else ""
