@@ -71,13 +71,14 @@ def upsampled(weight: torch.Tensor) -> torch.Tensor:
     if weight.dim() != 4 or weight.shape[2:] != (3, 3):
         raise ValueError(f"upsampled needs filters of 3x3 pixels, found {list(weight.shape)}")
     filters, channels = weight.shape[:2]
-    result = weight.new_empty((4, filters, channels, 2, 2))
+    shape = (4 * filters, channels, 2, 2)
+    result = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=torch.channels_last)
     # Some at a time: sums are wider than weights.
-    for wide, narrow in zip(weight.split(_FILTERS), result.split(_FILTERS, 1), strict=True):
+    for wide, narrow in zip(weight.split(_FILTERS), result.unflatten(0, (4, filters)).split(_FILTERS, 1), strict=True):
         for row, rows in enumerate(_pairs(wide.to(torch.promote_types(weight.dtype, torch.float32)), 2)):
             for column, part in enumerate(_pairs(rows, 3)):
                 narrow[2 * row + column] = part
-    return result.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return result
 
 
 def _pairs(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
