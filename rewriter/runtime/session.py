@@ -11,6 +11,7 @@ import torch
 
 from rewriter.errors import RewriterError
 from rewriter.ops import providers
+from rewriter.runtime import schedulers
 from rewriter.runtime.component import Component
 from rewriter.runtime.fitness import refuse_unfit
 from rewriter.runtime.networks import component_of, find_networks, install, remove
@@ -69,6 +70,7 @@ def optimize(
         _sessions[target] = _Session(
             options=options, components={name: weakref.ref(component) for name, component in components.items()}
         )
+        schedulers.attach(target)
     return target
 
 
@@ -102,6 +104,7 @@ def restore(target: Target) -> Target:
             for component in components:
                 component.users.clear()
         _let_go(target, components)
+        schedulers.detach(target)
     return target
 
 
