@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from rewriter.capture.watching import version
+
 # Those whose results are the same, bit by bit, wherever the timestep lies: only tables on the host are indexed with it.
 _WAITING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 _TIMESTEP = 1
@@ -55,8 +57,8 @@ class HostStep:
         return getattr, (self.__wrapped__.__self__, "step")
 
     def _on_host(self, every: torch.Tensor) -> torch.Tensor:
-        if self._known is None or self._known[0]() is not every or self._known[1] != every._version:
-            self._known = weakref.ref(every), every._version, every.cpu()
+        if self._known is None or self._known[0]() is not every or self._known[1] != version(every):
+            self._known = weakref.ref(every), version(every), every.cpu()
         return self._known[2]
 
 

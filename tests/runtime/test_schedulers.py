@@ -71,6 +71,8 @@ def test_it_steps_alike_without_waiting(kind: Any) -> None:
     for _ in range(2):
         assert torch.equal(walk(pipe.scheduler, OnGpu), expected)
     assert torch.equal(walk(pipe.scheduler, torch.Tensor), expected)
+    with torch.inference_mode():
+        assert torch.equal(walk(pipe.scheduler, OnGpu), expected)
     rewriter.restore(pipe)
     assert "step" not in vars(pipe.scheduler)
 
