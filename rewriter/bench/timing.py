@@ -160,16 +160,17 @@ class _Cost:
 
     @contextlib.contextmanager
     def counted(self, calls: int) -> Iterator[None]:
-        before = None if self._meter is None else self._meter.joules()
+        if self._meter is None:
+            yield
+            return
+        before = self._meter.joules()
         yield
-        after = None if self._meter is None else self._meter.joules()
-        if self._meter is not None and before is not None and after is not None:
-            self._joules += after - before
-            self._calls += calls
-            self._held_back.append(self._meter.held_back())
+        self._joules += self._meter.joules() - before
+        self._calls += calls
+        self._held_back.append(self._meter.held_back())
 
     def told(self, times: Times) -> Times:
-        if not self._calls:
+        if self._meter is None:
             return times
         share = statistics.fmean(self._held_back)
         return dataclasses.replace(times, joules=self._joules / self._calls, held_back=share)

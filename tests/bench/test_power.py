@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -10,42 +10,56 @@ from typing import Any
 import pytest
 import torch
 
-from rewriter.bench import power, timing
+from rewriter.bench import timing
 from rewriter.bench.power import Meter
 
 GPU = torch.device("cuda", 0)
+LIMITS = {"SwPowerCap": 4, "HwSlowdown": 8, "SwThermalSlowdown": 0x20, "HwThermalSlowdown": 0x40}
 
 
-class Driver:
-    """NVML of one GPU that takes half a joule between two readings. status: of every call about the GPU."""
+class NVMLError(Exception):
+    pass
 
-    def __init__(self, reasons: int = 0, status: int = 0) -> None:
-        self.reasons, self.status, self.millijoules = reasons, status, 1000
-        self.asked: bytes = b""
 
-    def nvmlInit_v2(self) -> int:  # noqa: N802 - NVML's name
-        return 0
+class Driver(types.ModuleType):
+    """`pynvml` with one GPU, which takes half a joule between two readings. fails: the function that it lacks."""
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, _handle: Any) -> int:  # noqa: N802
+    def __init__(self, reasons: int = 0, fails: str = "") -> None:
+        super().__init__("pynvml")
+        self.reasons, self.fails, self.millijoules, self.asked = reasons, fails, 1000, ""
+        self.NVMLError = NVMLError
+        for name, bit in {**LIMITS, "HwPowerBrakeSlowdown": 0x80}.items():
+            setattr(self, f"nvmlClocksEventReason{name}", bit)
+
+    def _called(self, name: str) -> None:
+        if name == self.fails:
+            raise NVMLError(name)
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's name
+        self._called("nvmlInit")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        self._called("nvmlDeviceGetHandleByUUID")
         self.asked = uuid
-        return 0
+        return "handle"
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, _handle: Any, value: Any) -> int:  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
+        self._called("nvmlDeviceGetTotalEnergyConsumption")
+        assert handle == "handle"
         self.millijoules += 500
-        value._obj.value = self.millijoules
-        return self.status
+        return self.millijoules
 
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, _handle: Any, value: Any) -> int:  # noqa: N802
-        value._obj.value = self.reasons
-        return self.status
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
+        self._called("nvmlDeviceGetCurrentClocksEventReasons")
+        assert handle == "handle"
+        return self.reasons
 
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     def play(driver: Any) -> None:
-        monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
-        properties = types.SimpleNamespace(uuid="1-2")
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        monkeypatch.setitem(sys.modules, "pynvml", driver)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(uuid="1-2"))
 
     return play
 
@@ -55,12 +69,12 @@ def test_the_meter_is_that_of_the_device(played: Callable[[Any], None]) -> None:
     played(driver)
     meter = Meter.of(GPU)
     assert meter is not None
-    assert driver.asked == b"GPU-1-2"
+    assert driver.asked == "GPU-1-2"
     assert meter.joules() == 2.0
 
 
 @pytest.mark.parametrize(
-    ("reasons", "limited"), [(0, False), (1, False), (2, False), (4, True), (0x20, True), (0x41, True)]
+    ("reasons", "limited"), [(0, False), (1, False), (2, False), (4, True), (0x20, True), (0x41, True), (0x80, True)]
 )
 def test_idle_clocks_are_not_limited_ones(played: Callable[[Any], None], reasons: int, limited: bool) -> None:
     played(Driver(reasons))
@@ -69,25 +83,21 @@ def test_idle_clocks_are_not_limited_ones(played: Callable[[Any], None], reasons
     assert meter.held_back() is limited
 
 
-def test_without_a_driver_that_counts_there_is_no_meter(
-    played: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", [name for name in vars(Driver) if name.startswith("nvml")])
+def test_a_driver_that_cannot_tell_gives_no_meter(played: Callable[[Any], None], name: str) -> None:
+    played(Driver(fails=name))
+    assert Meter.of(GPU) is None
+
+
+def test_elsewhere_there_is_no_meter(played: Callable[[Any], None]) -> None:
     assert Meter.of(torch.device("cpu")) is None
-    played(Driver(status=3))
-    assert Meter.of(GPU) is None
-    played(types.SimpleNamespace(nvmlInit_v2=lambda: 0))
-    assert Meter.of(GPU) is None
-
-    def missing(_: str) -> None:
-        raise OSError(power._LIBRARY)
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
+    # As Python has it for a package that is not installed.
+    played(None)
     assert Meter.of(GPU) is None
 
 
 def test_samples_are_told_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(reasons=4)
-    monkeypatch.setattr(Meter, "of", lambda _: Meter(driver, ctypes.c_void_p()))
+    monkeypatch.setattr(Meter, "of", lambda _: Meter(Driver(reasons=4), "handle"))
     calls = []
     times = timing.compare({"one": lambda: calls.append(1)}, torch.device("cpu"), seconds=0.01)["one"]
     assert times.held_back == 1.0
