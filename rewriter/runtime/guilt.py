@@ -57,6 +57,9 @@ def guilty_rule(
             run = FunctionRunner(rewritten.graph)
             with before.random.replayed():
                 found = run(clones(activations), [*chosen, *prepared.refresh(chosen, None)])
+        except torch.OutOfMemoryError:
+            # Nothing is known then: weights are prepared a second time here.
+            raise
         # Of an op that the rule calls, whatever it raises.
         except Exception:
             return True

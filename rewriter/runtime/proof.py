@@ -88,7 +88,7 @@ def check_program(
         actual = program.run(clones(before.copies), numbers, weights)
     program.note_layouts(actual)
     dtype = working_dtype([*weights, *before.copies])
-    allowed = max([REWRITE_LIMITS[dtype], *(LOSSY_LIMITS[loss] for loss in program.losses)])
+    allowed = _allowed(program, dtype)
     found = compare(actual, expected.tensors, limit=allowed, same_nonfinite=False)
     if not found.too_large or found.error > WIDEST_LIMITS[dtype]:
         return found
@@ -129,8 +129,7 @@ def judge(
         problem = found.problem and f"the rewritten graph does not reproduce eager: {found.problem}"
     if not problem:
         return found
-    exact = REWRITE_LIMITS[working_dtype([*weights, *before.copies])]
-    limit = max([exact, *(LOSSY_LIMITS[loss] for loss in program.losses)])
+    limit = _allowed(program, working_dtype([*weights, *before.copies]))
 
     def worse(actual: Sequence[torch.Tensor], plain: Sequence[torch.Tensor]) -> bool:
         return compare(actual, plain, limit=limit, same_nonfinite=False).problem is not None
@@ -148,6 +147,11 @@ def distance(program: Program, call: Call, before: Before, result: Any) -> str |
         return check_program(program, call.flat.numbers, call.weights, before, expected).problem
     except Exception as error:
         return described(error)
+
+
+def _allowed(program: Program, dtype: torch.dtype) -> float:
+    """The error that rewriting may bring, or what the program's rules lose on purpose."""
+    return max([REWRITE_LIMITS[dtype], *(LOSSY_LIMITS[loss] for loss in program.losses)])
 
 
 def shapes(signature: Signature) -> str:

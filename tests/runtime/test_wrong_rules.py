@@ -90,13 +90,18 @@ def test_strict_raises_with_the_rule(tmp_path: pathlib.Path) -> None:
         module(torch.randn(64))
 
 
-def test_memory_that_runs_out_convicts_nobody(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["proof.check_program", "guilt.PreparedWeights"])
+def test_memory_that_runs_out_convicts_nobody(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While the graph is checked, and while it is looked for the rule that is to blame."""
+
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("planted")
 
     module, x = Net(), torch.randn(64)
     expected = module(x)
-    rewriter.optimize(module, rules=file(tmp_path, RIGHT), measure=False)
-    monkeypatch.setattr("rewriter.runtime.proof.check_program", full)
-    torch.testing.assert_close(module(x), expected)
-    assert not any("bisection" in each for each in part(module).messages)
+    rewriter.optimize(module, rules=file(tmp_path, WRONG), measure=False)
+    monkeypatch.setattr(f"rewriter.runtime.{where}", full)
+    assert torch.equal(module(x), expected)
+    assert (part(module).status, part(module).reason) == ("eager", "OutOfMemoryError: planted")
