@@ -35,7 +35,7 @@ def attention_tokens(
     q: [B, S, H, D], k: [B, T, H, D], v: [B, T, H, E]; mask: broadcasts to [B, H, S, T]; the rest as in `attention`.
     Result: [B, S, H, E], contiguous.
     """
-    return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale, causal).transpose(1, 2)
+    return attention(*swapped(q, k, v), mask, scale, causal).transpose(1, 2)
 
 
 def whole_vectors(x: torch.Tensor) -> bool:
@@ -49,6 +49,11 @@ def whole_vectors(x: torch.Tensor) -> bool:
 def _aligned(x: torch.Tensor) -> torch.Tensor:
     """x, copied where it lies on a GPU and not in whole vectors."""
     return x if not x.is_cuda or whole_vectors(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def swapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens first from heads first, and back."""
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale, bool causal"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.backends import cuda
 from torch.nn.attention import SDPBackend
 
-from rewriter.ops.attention import Optional, whole_vectors
+from rewriter.ops.attention import Optional, swapped, whole_vectors
 from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import provide
 
@@ -45,13 +45,13 @@ class Backend:
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool
     ) -> torch.Tensor:
         """`rewriter::attention` of what `supports` takes."""
-        return self.tokens_first(*_swapped(q, k, v), mask, scale, causal).transpose(1, 2)
+        return self.tokens_first(*swapped(q, k, v), mask, scale, causal).transpose(1, 2)
 
     def tokens_first(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool
     ) -> torch.Tensor:
         """`rewriter::attention_tokens` of what `supports_tokens` takes."""
-        q, k, v = _swapped(q, k, v)
+        q, k, v = swapped(q, k, v)
         bias = None if mask is None else bias_of(mask, q, k)
         return self.kernel(q, k, v, bias, scale, causal).transpose(1, 2).contiguous()
 
@@ -75,7 +75,7 @@ class Backend:
         """Of `rewriter::attention_tokens`."""
         if any(each.dim() != 4 for each in (q, k, v)):
             return "other than [B, S, H, D]"
-        return self.supports(*_swapped(q, k, v), mask, scale, causal)
+        return self.supports(*swapped(q, k, v), mask, scale, causal)
 
 
 def unsuited(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> str | None:
@@ -206,10 +206,6 @@ def enter() -> None:
     for name, backend in BACKENDS.items():
         provide("attention", name, backend.heads_first, backend.supports, measured=True)
         provide("attention_tokens", name, backend.tokens_first, backend.supports_tokens, measured=True)
-
-
-def _swapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 if torch.cuda.is_available():

@@ -17,7 +17,7 @@ import torch
 from packaging.version import Version
 
 from rewriter.causes import described
-from rewriter.ops.attention import Optional
+from rewriter.ops.attention import Optional, swapped
 from rewriter.ops.attention_backends import unsuited
 from rewriter.ops.registry import Config, provide
 
@@ -61,7 +61,7 @@ class Xformers:
 
     def heads_first(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any, **config: Any) -> torch.Tensor:
         """`rewriter::attention` without a mask."""
-        return self.tokens_first(*_swapped(q, k, v), *rest, **config).transpose(1, 2)
+        return self.tokens_first(*swapped(q, k, v), *rest, **config).transpose(1, 2)
 
     def supports_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool
@@ -71,7 +71,7 @@ class Xformers:
             return "a mask: xformers has only torch's kernel for one"
         if any(each.dim() != 4 for each in (q, k, v)):
             return "other than [B, S, H, D]"
-        reason = unsuited(*_swapped(q, k, v), scale)
+        reason = unsuited(*swapped(q, k, v), scale)
         if reason is not None:
             return reason
         refusals = self._refusals(q, k, v, scale, causal)
@@ -81,7 +81,7 @@ class Xformers:
         """Of `rewriter::attention`."""
         if any(each.dim() != 4 for each in (q, k, v)):
             return "other than [B, H, S, D]"
-        return self.supports_tokens(*_swapped(q, k, v), *rest)
+        return self.supports_tokens(*swapped(q, k, v), *rest)
 
     def configs_tokens(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _mask: Optional, scale: float | None, causal: bool
@@ -92,7 +92,7 @@ class Xformers:
 
     def configs(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> Sequence[Config]:
         """The first operator that takes a call of `rewriter::attention`."""
-        return self.configs_tokens(*_swapped(q, k, v), *rest)
+        return self.configs_tokens(*swapped(q, k, v), *rest)
 
     def _refusals(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, causal: bool
@@ -166,10 +166,6 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _swapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 if torch.cuda.is_available():

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from rewriter.ops.attention import Optional, swapped
 from rewriter.ops.cuda.tiles import aligned, refusal
 from rewriter.ops.registry import Config, provide
-
-Optional = torch.Tensor | None
 
 _HEADS = (40, 64)
 # With fewer keys, setting up takes longer than what there is to gain.
@@ -43,8 +42,7 @@ def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool, *, groups: int
 ) -> torch.Tensor:
     """The same with the heads before the tokens."""
-    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    return attention_tokens(q, k, v, mask, scale, causal, groups=groups).transpose(1, 2)
+    return attention_tokens(*swapped(q, k, v), mask, scale, causal, groups=groups).transpose(1, 2)
 
 
 def takes_tokens(
@@ -73,7 +71,7 @@ def takes(
 ) -> str | None:
     if not (q.dim() == k.dim() == v.dim() == 4):
         return "only four dimensions"
-    return takes_tokens(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale, causal)
+    return takes_tokens(*swapped(q, k, v), mask, scale, causal)
 
 
 def configs(*_: object) -> Sequence[Config]:

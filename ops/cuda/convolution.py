@@ -59,7 +59,7 @@ def takes_conv_act(
     padding: Sequence[int],
     dilation: Sequence[int],
     transposed: bool,
-    output_padding: Sequence[int],  # noqa: ARG001
+    _output_padding: Sequence[int],
     groups: int,
     activation: str,
 ) -> str | None:

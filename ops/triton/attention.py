@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 
+from rewriter.ops.attention import swapped
 from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.triton.attention_kernels import at_once, streamed
@@ -99,7 +100,7 @@ def _attention(
     _causal: bool,
     **config: Any,
 ) -> torch.Tensor:
-    return _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale, **config).transpose(1, 2)
+    return _attend(*swapped(q, k, v), scale, **config).transpose(1, 2)
 
 
 def _refuses(
@@ -129,7 +130,7 @@ def _refuses(
 def _refuses_heads_first(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> str | None:
     if any(each.dim() != 4 for each in (q, k, v)):
         return "other than [B, H, S, D]"
-    return _refuses(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), *rest)
+    return _refuses(*swapped(q, k, v), *rest)
 
 
 def _sizes(rows: int, keys: int, warps: int, stages: int = 2, *, padded: bool = False) -> Config:

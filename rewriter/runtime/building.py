@@ -250,13 +250,14 @@ def _idle(rules: RuleSet, target: Target) -> tuple[str, ...]:
     """Which packs have no rule for this machine, and why."""
     from rewriter.graph.conditions import elsewhere
 
-    reasons: dict[str, list[str | None]] = {}
+    # By pack, each once; None is that of a rule for this machine.
+    reasons: dict[str, dict[str | None, None]] = {}
     for rule in rules:
-        reasons.setdefault(rule.pack, []).append(elsewhere(rule, target))
+        reasons.setdefault(rule.pack, {})[elsewhere(rule, target)] = None
     return tuple(
-        f"the pack {pack} does nothing here, since its rules are for other machines: {'; '.join(dict.fromkeys(found))}"
-        for pack, every in reasons.items()
-        if len(found := [reason for reason in every if reason is not None]) == len(every)
+        f"the pack {pack} does nothing here, since its rules are for other machines: {'; '.join(filter(None, found))}"
+        for pack, found in reasons.items()
+        if None not in found
     )
 
 

@@ -66,7 +66,7 @@ def attach(pipeline: Any) -> None:
     """Has the pipeline's scheduler step without waiting, if it is one that would wait."""
     scheduler = getattr(pipeline, "scheduler", None)
     known = type(scheduler).__module__.startswith("diffusers.") and type(scheduler).__name__ in _WAITING
-    if scheduler is None or not known:
+    if not known:
         return
     _users.setdefault(scheduler, weakref.WeakSet()).add(pipeline)
     if "step" not in vars(scheduler):
