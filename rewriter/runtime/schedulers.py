@@ -64,7 +64,7 @@ class HostStep:
 
 def attach(pipeline: Any) -> None:
     """Has the pipeline's scheduler step without waiting, if it is one that would wait."""
-    scheduler = getattr(pipeline, "scheduler", None)
+    scheduler: Any = getattr(pipeline, "scheduler", None)
     known = type(scheduler).__module__.startswith("diffusers.") and type(scheduler).__name__ in _WAITING
     if not known:
         return
