@@ -6,12 +6,12 @@ its cache on disk, where the launch finds them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,11 +20,10 @@ from typing import Any
 import torch
 
 from rewriter import children
+from rewriter.ops.triton.workers import Workers, ask, workers
 
 _log = logging.getLogger("rewriter")
 _MOST_PROCESSES = 16
-# A process that says nothing for so long is given up.
-_TIMEOUT = 120
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,15 +40,22 @@ def task(op: str, provider: str, config: dict[str, Any], arguments: Sequence[Any
     return json.dumps({"op": op, "provider": provider, "config": config, "arguments": described})
 
 
+def start(target: Target) -> None:
+    """Processes start, in the background, that `compile_ahead` will need soon."""
+    _workers(target).start(_processes())
+
+
 def compile_ahead(tasks: Sequence[str], target: Target, processes: int | None = None) -> int:
     """Compiles what the calls would launch. Returns how many compiled; what fails here will fail where it matters."""
     wanted = list(dict.fromkeys(tasks))
-    count = min(processes or min(os.cpu_count() or 1, _MOST_PROCESSES), len(wanted))
+    count = min(processes or _processes(), len(wanted))
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     for each in wanted:
         waiting.put(each)
     done: list[bool] = []
-    threads = [threading.Thread(target=_feed, args=(waiting, done, target), daemon=True) for _ in range(count)]
+    threads = [
+        threading.Thread(target=_feed, args=(waiting, done, _workers(target)), daemon=True) for _ in range(count)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -61,40 +67,27 @@ def compile_ahead(tasks: Sequence[str], target: Target, processes: int | None = 
     return sum(done)
 
 
-def _feed(waiting: queue.SimpleQueue[str], done: list[bool], target: Target) -> None:
+def _processes() -> int:
+    return min(os.cpu_count() or 1, _MOST_PROCESSES)
+
+
+def _workers(target: Target) -> Workers:
     environment = {name: value for name, value in children.environment().items() if name != "TRITON_INTERPRET"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = children.command("rewriter.ops.triton.ahead", str(target.capability), str(target.multiprocessors))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return workers(command, environment)
+
+
+def _feed(waiting: queue.SimpleQueue[str], done: list[bool], among: Workers) -> None:
+    """Has one process compile one call after the other, until none is left or it does not answer."""
     try:
-        with subprocess.Popen(command, text=True, env=environment, **pipes) as process:  # type: ignore[call-overload]
-            try:
-                while _ask(process, waiting, done):
-                    pass
-            finally:
-                process.kill()
+        with among.taken() as process, contextlib.suppress(queue.Empty):
+            while answer := ask(process, waiting.get_nowait()):
+                done.append(answer.strip() == "compiled")
+            process.kill()
+            process.wait()
     except OSError as error:
         _log.info("compiling ahead ended early: %s", error)
-
-
-def _ask(process: subprocess.Popen[str], waiting: queue.SimpleQueue[str], done: list[bool]) -> bool:
-    """Has the process compile one more call. Returns False where there is none left, or it does not answer."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        line = waiting.get_nowait()
-    except queue.Empty:
-        return False
-    alarm = threading.Timer(_TIMEOUT, process.kill)
-    alarm.start()
-    try:
-        process.stdin.write(line + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-    finally:
-        alarm.cancel()
-    done.append(answer.strip() == "compiled")
-    return bool(answer)
 
 
 def _described(tensor: torch.Tensor) -> dict[str, Any]:

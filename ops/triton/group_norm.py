@@ -29,6 +29,7 @@ from rewriter.ops.triton.planes import Planes, planes_of, sample_reach
 Optional = torch.Tensor | None
 # Offsets inside a sample are 32 bits wide.
 _LARGEST = 2**31 - 2**16
+_FEWEST_ENTRIES = 16
 _NAMES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
@@ -221,8 +222,16 @@ def _split(call: _Call, *, tile: int, width: int, parts: int, warps: int) -> Non
         terms |= {"SUM": False, "ROW": False, "FULL": False}
     normalise_parts[grid](
         source, channel_bias, other, call.y, call.weight, call.bias, *statistics, call.eps, *extents,
-        *x, *addend, *y, **terms, SILU=call.silu, **constants, ENTRIES=triton.next_power_of_2(entries),
+        *x, *addend, *y, **terms, SILU=call.silu, **constants, ENTRIES=_bucket(entries),
     )  # fmt: skip
+
+
+def _bucket(entries: int) -> int:
+    """A power of 4 that holds so many: sizes of pictures share kernels."""
+    bucket = _FEWEST_ENTRIES
+    while bucket < entries:
+        bucket *= 4
+    return bucket
 
 
 for _name in ("group_norm", "group_norm_silu", "add_group_norm", "add_group_norm_silu", "sum_group_norm_silu"):

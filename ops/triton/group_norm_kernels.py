@@ -205,7 +205,7 @@ def normalise_parts(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Merges the partial statistics of its groups, then normalises what `partial_statistics` read in one program.
 
-    Arguments and grid as there. ENTRIES: entries as a power of two.
+    Arguments and grid as there. ENTRIES: a power of two that is at least entries.
     """
     # Backwards: of a tensor larger than the cache, the end was read last.
     pid = tl.num_programs(0) - 1 - tl.program_id(0)

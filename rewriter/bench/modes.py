@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from rewriter.bench.step import Step
+from rewriter.measure.recordings import record, side_stream
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
@@ -145,15 +146,16 @@ def _graphed(step: Step, _rules: RuleSet) -> Iterator[Running]:
     arguments = step.renewing()
     args, kwargs = arguments()
     held = _renewed(step, args, kwargs)
-    stream = torch.cuda.Stream()
+    stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(stream):
         for _ in range(2):
             function(*args, **kwargs)
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph, stream=stream):
-        output = function(*args, **kwargs)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    with torch.no_grad():
+        graph, output = record(lambda: function(*args, **kwargs))
 
     def replay() -> Any:
         with torch.no_grad():

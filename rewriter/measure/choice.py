@@ -16,7 +16,7 @@ from rewriter.language.conditions import PHASES
 from rewriter.language.rule import Rule, RuleSet
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.layouts import record_layouts
-from rewriter.measure.providers import compile_candidates, tuned
+from rewriter.measure.providers import compile_candidates, start_compiling, tuned
 from rewriter.measure.regions import Regions
 from rewriter.measure.timing import Timing
 from rewriter.measure.whole import Derive, Inputs, fastest
@@ -55,14 +55,12 @@ def choose(
     """
     cache = TimingCache(target.device)
     inputs = None if arguments is None else Inputs(arguments, weights, derive)
+    if target.device == "cuda" and not cache.choices:
+        start_compiling()
     with tuned(target.device, cache):
         chooser = _Choice(rules, weights, target, cache, inputs)
         choice = chooser.quantised(chooser.choose(graph))
     cache.save()
-    if target.device == "cuda":
-        from rewriter.measure.replay import forget_timings
-
-        forget_timings()
     return choice
 
 

@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_map_only
 from rewriter import torch_ir
 from rewriter.causes import cause_of
 from rewriter.measure.cache import TimingCache
+from rewriter.measure.nearest import worth_timing
+from rewriter.measure.recordings import TIMING
 from rewriter.measure.replay import launched_seconds
 from rewriter.measure.timing import FAR_BEHIND, stopwatch
 from rewriter.ops import dispatch, providers, registry
@@ -44,13 +46,14 @@ _LIMITS = {
 
 
 class ProviderChooser:
-    """Times every provider and config that takes a call, and remembers the fastest in the cache.
+    """Times the providers and configs that take a call, and remembers the fastest in the cache.
 
-    A provider that raises, or whose result is not the reference's, is left out; `problems` says so.
+    `near`: only what was fastest at the calls most like it, where there are some; a new size of a picture then costs a
+    second or two. A provider that raises, or whose result is not the reference's, is left out; `problems` says so.
     """
 
-    def __init__(self, cache: TimingCache) -> None:
-        self.cache = cache
+    def __init__(self, cache: TimingCache, *, near: bool = False) -> None:
+        self.cache, self.near = cache, near
         self.problems: dict[str, str] = {}
 
     def __call__(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
@@ -59,28 +62,56 @@ class ProviderChooser:
             return choices[0]
         if torch.cuda.is_current_stream_capturing():
             return dispatch.first_able(op, arguments)
-        key = _key(op, signature, choices)
-        known = self.cache.choice(key)
-        if known in choices:
+        known = self._known(op, signature, choices)
+        if known is not None:
             return known
+        some = self._near(op, signature, choices) if self.near else choices
         with torch.no_grad():
-            best, seconds = self._fastest(op, choices, arguments)
+            best, seconds = self._fastest(op, some, arguments, signature)
         if seconds < float("inf"):
-            self.cache.put_choice(key, best)
+            self.cache.put_choice(_key(op, signature, choices, near=len(some) < len(choices)), best)
         logger.debug("%s %s: %s, %.1f us", op.name, signature, best, 1e6 * seconds)
         return best
 
-    def _fastest(self, op: registry.Op, choices: Sequence[Choice], arguments: tuple[Any, ...]) -> tuple[Choice, float]:
+    def untimed(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> list[Choice]:
+        """What a call would have to be timed with."""
+        choices = dispatch.candidates(op, arguments)
+        return [] if self._known(op, signature, choices) is not None else choices
+
+    def _known(self, op: registry.Op, signature: str, choices: Sequence[Choice]) -> Choice | None:
+        for near in (False, True)[: 1 + self.near]:
+            known = self.cache.choice(_key(op, signature, choices, near=near))
+            if known in choices:
+                return known
+        return None
+
+    @staticmethod
+    def _near(op: registry.Op, signature: str, choices: Sequence[Choice]) -> list[Choice]:
+        return worth_timing(
+            signature,
+            choices,
+            ((other, choice) for (name, other), choice in dispatch.CHOSEN.items() if name == op.name),
+        )
+
+    def _fastest(
+        self, op: registry.Op, choices: Sequence[Choice], arguments: tuple[Any, ...], signature: str
+    ) -> tuple[Choice, float]:
         expected = op.reference(*arguments)
-        best, least = choices[-1], float("inf")
+        best, least = Choice(registry.REFERENCE), float("inf")
         for choice in choices:
-            seconds = self._seconds(op, choice, arguments, expected, least)
+            seconds = self._seconds(op, choice, arguments, expected, least, signature)
             if seconds < least:
                 best, least = choice, seconds
         return best, least
 
     def _seconds(
-        self, op: registry.Op, choice: Choice, arguments: tuple[Any, ...], expected: Any, least: float
+        self,
+        op: registry.Op,
+        choice: Choice,
+        arguments: tuple[Any, ...],
+        expected: Any,
+        least: float,
+        signature: str,
     ) -> float:
         """Of a call; infinite where it fails. Of one that is clearly slower than `least` only the first estimate."""
 
@@ -101,7 +132,8 @@ class ProviderChooser:
         except Exception as error:
             cause = cause_of(error)
             self.problems.setdefault(f"{op.name} by {choice.provider}", cause)
-            logger.warning("%s by %s %s is left out: %s", op.name, choice.provider, dict(choice.config), cause)
+            config = dict(choice.config)
+            logger.warning("%s by %s %s is left out for %s: %s", op.name, choice.provider, config, signature, cause)
             return float("inf")
 
 
@@ -115,37 +147,53 @@ def compile_candidates(
     from rewriter.ops.triton import ahead
 
     tasks: list[str] = []
+    chooser = ProviderChooser(cache)
 
-    def collect(call: Callable[[], Any], candidates: Callable[..., list[Choice]]) -> None:
-        def chooser(op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
-            if cache.choice(_key(op, signature, dispatch.candidates(op, arguments))) is None:
-                tasks.extend(
-                    ahead.task(op.name, choice.provider, dict(choice.config), arguments)
-                    for choice in candidates(op, arguments)
-                    if choice.provider == _JUST_IN_TIME
-                )
+    def first_of(*call: Any) -> list[Choice]:
+        return [dispatch.first_able(*call)] if chooser.untimed(*call) else []
+
+    def collect(call: Callable[[], Any], wanted: Callable[..., list[Choice]]) -> None:
+        def collecting(op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+            tasks.extend(
+                ahead.task(op.name, choice.provider, dict(choice.config), arguments)
+                for choice in wanted(op, arguments, signature)
+                if choice.provider == _JUST_IN_TIME
+            )
             return Choice(_ZEROS)
 
         with (
             # What fails here will fail where it is timed, and be said there.
             contextlib.suppress(RuntimeError, NotImplementedError),
             _zeros_provided(),
-            dispatch.choosing(chooser, remember=False),
+            dispatch.choosing(collecting, remember=False),
             torch.no_grad(),
             torch_ir.plain_executor(),
         ):
             call()
 
     for call in every:
-        collect(call, dispatch.candidates)
+        collect(call, chooser.untimed)
     if first is not None:
-        collect(first, lambda *call: [dispatch.first_able(*call)])
+        collect(first, first_of)
     if len(set(tasks)) < _FEW:
         return
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     logger.info("compiling kernels for %d calls, once for this GPU", len(set(tasks)))
-    target = ahead.Target(10 * properties.major + properties.minor, properties.multi_processor_count)
-    ahead.compile_ahead(tasks, target)
+    ahead.compile_ahead(tasks, _this_gpu())
+
+
+def start_compiling() -> None:
+    """What `compile_candidates` needs seconds for before it can begin, begins in the background."""
+    if "triton" not in providers.load():
+        from rewriter.ops.triton import ahead
+
+        ahead.start(_this_gpu())
+
+
+def _this_gpu() -> Any:
+    from rewriter.ops.triton import ahead
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return ahead.Target(10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
 @contextlib.contextmanager
@@ -181,21 +229,25 @@ def _zeros(op: registry.Op, *arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def tuned(device: str, cache: TimingCache | None = None) -> Iterator[None]:
-    """Calls inside choose their providers by measurement on a GPU; elsewhere there is nothing to choose."""
+def tuned(device: str, cache: TimingCache | None = None, *, near: bool = False) -> Iterator[None]:
+    """Calls inside choose their providers by measurement on a GPU; elsewhere there is nothing to choose. `near`: see
+    `ProviderChooser`."""
     if device != "cuda":
         yield
         return
     cache = cache or TimingCache(device)
-    with dispatch.choosing(ProviderChooser(cache)):
-        yield
+    try:
+        with dispatch.choosing(ProviderChooser(cache, near=near)):
+            yield
+    finally:
+        TIMING.forget()
     cache.save()
 
 
-def _key(op: registry.Op, signature: str, choices: Iterable[Choice]) -> str:
+def _key(op: registry.Op, signature: str, choices: Iterable[Choice], *, near: bool) -> str:
     """Of what is kept about a call: with a provider more, such as a package installed since, it is measured again."""
     call = ";".join([signature, *sorted({choice.provider for choice in choices})])
-    return f"{op.name} {_sources()} {hashlib.sha256(call.encode()).hexdigest()[:24]}"
+    return f"{op.name} {_sources()} {hashlib.sha256(call.encode()).hexdigest()[:24]}{' near' if near else ''}"
 
 
 def _distance(found: Any, expected: Any) -> float:

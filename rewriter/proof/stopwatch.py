@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rewriter.measure.recordings import record, side_stream
 from rewriter.proof.results import Spread
 
 # Shorter runs are lost between two events.
@@ -50,7 +51,7 @@ def _called(functions: Sequence[Function]) -> tuple[Callable[[], float], int]:
 
 
 def _replayed(functions: Sequence[Function]) -> tuple[Callable[[], float], int]:
-    stream = torch.cuda.Stream()
+    stream = side_stream()
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -61,19 +62,16 @@ def _replayed(functions: Sequence[Function]) -> tuple[Callable[[], float], int]:
     last.synchronize()
     once = max(first.elapsed_time(last) * 1e-3, 1e-6)
     turns = max(1, min(_MOST_CALLS // len(functions), round(_RUN_SECONDS / once / len(functions))))
-    graph = torch.cuda.CUDAGraph()
     # Results live as long as a turn, so that each is written to other memory than the one before.
     kept: collections.deque[Any] = collections.deque(maxlen=len(functions))
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            for _ in range(turns):
-                for function in functions:
-                    kept.append(function())
-        finally:
-            graph.capture_end()
+
+    def all_turns() -> None:
+        for _ in range(turns):
+            for function in functions:
+                kept.append(function())
+
+    graph, _ = record(all_turns)
     kept.clear()
-    torch.cuda.current_stream().wait_stream(stream)
     graph.replay()
     torch.cuda.synchronize()
 

@@ -191,7 +191,7 @@ def _runner(graph: torch_ir.Graph, device: str) -> Runner:
         return FunctionRunner(graph)
     from rewriter.measure.providers import tuned
 
-    return CudaGraphRunner(graph, tuned=lambda: tuned(device))
+    return CudaGraphRunner(graph, tuned=lambda: tuned(device, near=True))
 
 
 def rewrite_target(tensors: Sequence[torch.Tensor]) -> Target:

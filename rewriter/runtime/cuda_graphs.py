@@ -226,9 +226,9 @@ def _give_cache_back() -> None:
 
 def _give_memory_back() -> None:
     if torch.cuda.is_available():
-        from rewriter.measure.replay import renew_pool
+        from rewriter.measure.recordings import RUNNING
 
-        renew_pool()
+        RUNNING.forget()
 
 
 def _key(activations: Tensors, read: Collection[int]) -> tuple[Any, tuple[float, ...]]:

@@ -111,16 +111,17 @@ class Replay:
 
 def record_kernels(function: Function) -> tuple[Callable[[], None], tuple[torch.Tensor, ...]]:
     """Records what `function` launches as a CUDA graph, in a pool of memory that all graphs of a device share."""
-    from rewriter.measure.replay import pool, side_stream
+    from rewriter.measure.recordings import RUNNING, record, side_stream
 
     stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         function()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool(), stream=stream):
-        results = function()
+    torch.cuda.synchronize()
+    # What the calls before needed is free now, and the recording's memory comes from elsewhere.
+    torch.cuda.empty_cache()
+    graph, results = record(function, RUNNING)
     return graph.replay, results
 
 

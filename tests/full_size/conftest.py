@@ -15,7 +15,7 @@ import torch
 import transformers
 from real_pipelines import Painter, Place, free
 
-from rewriter.measure import replay
+from rewriter.measure.recordings import RUNNING, TIMING
 from rewriter.runtime import cuda_graphs
 
 # The cheap and the important first.
@@ -136,8 +136,8 @@ def painter(place: Place) -> Iterator[Callable[..., Painter]]:
         if hasattr(sys, name):
             setattr(sys, name, None)
     if place.cuda:
-        replay.forget_timings()
-        replay.renew_pool()
+        TIMING.forget()
+        RUNNING.forget()
     free(place)
 
 

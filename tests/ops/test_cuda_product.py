@@ -152,7 +152,8 @@ def test_convolutions_equal_torch(
     bias = torch.randn(weight_shape[0], device="cuda", dtype=dtype)
     rest = ([1] * len(stride), False, [0] * len(stride), 1)
     exact = torch.convolution(x.double(), weight.double(), bias.double(), stride, padding, *rest)
-    addend = torch.randn_like(exact).to(dtype)
+    addend = channels_last(*exact.shape).to("cuda", dtype)
+    assert convolution.takes_conv_add(x, weight, bias, addend, stride, padding, *rest, "none") is None
     for config in convolution.configs(x, weight, bias, stride, padding):
         alone = convolution.conv_act(x, weight, bias, stride, padding, *rest, "none", **config)
         torch.testing.assert_close(alone.double(), exact, rtol=1e-2, atol=2e-2 * float(exact.std()))

@@ -115,3 +115,38 @@ def test_the_worker_answers_line_by_line() -> None:
         check=True,
     )
     assert done.stdout == "compiled\n"
+
+
+def test_processes_are_kept_for_the_next_kernels(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    begun: list[int] = []
+    monkeypatch.setattr(subprocess.Popen, "__init__", counting(subprocess.Popen.__init__, begun))
+    assert ahead.compile_ahead(calls()[:1], H100, processes=1) == 1
+    assert ahead.compile_ahead(calls()[1:], H100, processes=1) == 1
+    assert len(begun) == 1
+
+
+def counting(function: Any, begun: list[int]) -> Any:
+    def begin(self: Any, command: list[str], *args: Any, **kwargs: Any) -> None:
+        # What the compiler itself runs is in the other process.
+        begun.append(len(begun))
+        function(self, command, *args, **kwargs)
+
+    return begin
+
+
+def test_processes_end_with_this_one() -> None:
+    script = "\n".join(
+        (
+            "from rewriter.ops.triton import ahead, workers",
+            "target = ahead.Target(90, 132)",
+            "ahead._workers(target).start(1)",
+            "print([process.pid for each in workers._EVERY.values() for process in each._idle][0])",
+        )
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert not done.stderr
+    assert not pathlib.Path(f"/proc/{int(done.stdout)}").exists()
