@@ -76,9 +76,10 @@ def main() -> int:
     options = parser.parse_args()
 
     rewriter.ops.providers.load()
-    from rewriter.ops.triton import ahead
+    from rewriter.ops.triton.ahead import Target
+    from rewriter.ops.triton.compiling import compile_launches
 
-    kernels = ahead.compile_launches(ahead.Target(capability=90, multiprocessors=132))
+    kernels = compile_launches(Target(capability=90, multiprocessors=132))
     failures = 0
     seen: set[str] = set()
     draw = Draw(device=torch.device("cpu"), fill=False)

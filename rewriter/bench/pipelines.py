@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from rewriter.bench import timing
 from rewriter.bench.accuracy import relative_error
@@ -18,7 +19,7 @@ from rewriter.bench.modes import COMPILE, EAGER, REWRITER, channels_last, plain_
 from rewriter.bench.outcome import Outcome
 from rewriter.bench.plot import Bar
 from rewriter.bench.runs import release
-from rewriter.bench.step import Step
+from rewriter.bench.step import Arguments, Step
 from rewriter.bench.tables import Rows
 from rewriter.causes import described
 from rewriter.demo.stopwatch import Lap, timed_call
@@ -100,16 +101,15 @@ class _Run:
         self.pipeline = target.pipeline
         self.denoiser: torch.nn.Module = getattr(target.pipeline, target.denoiser)
         self.device = next(self.denoiser.parameters()).device
-        self.rows = 1
+        self.arguments: Arguments = ((), {})
         self.pictures: Any = None
         self.first_eager = 0.0
 
     def look(self) -> None:
-        """Draws eagerly, to have pictures to compare with and to see how many rows the denoiser is called with."""
+        """Draws eagerly, to have pictures to compare with and to see how the denoiser is called."""
 
         def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()]
-            self.rows = tensors[0].shape[0]
+            self.arguments = tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
 
         handle = self.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
         try:
@@ -147,9 +147,17 @@ class _Run:
         found.picture = statistics.median(lap.seconds for lap in laps)
         found.loop_rate = calls / statistics.median(lap.loop_seconds for lap in laps)
         found.outside = statistics.median(lap.seconds - lap.loop_seconds for lap in laps)
-        call = plain_call(self.step_with(self.rows))
+        call = plain_call(self._step())
         timing.begin(lambda: call, self.device)
         found.denoiser_rate = 1 / timing.compare({"": call}, self.device, seconds=self.seconds / 2)[""].median
+
+    def _step(self) -> Step:
+        """The denoiser as the pipeline itself calls it: called in another way it would be traced once more. One with a
+        ControlNet is called with what that gives."""
+        args, kwargs = self.arguments
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()]
+        step = self.step_with(tensors[0].shape[0])
+        return dataclasses.replace(step, args=args, kwargs=kwargs) if step.module is self.denoiser else step
 
     def call(self) -> Lap:
         arguments = {**self.target.example(), "num_inference_steps": self.steps, "output_type": "np"}

@@ -66,6 +66,8 @@ class ProviderChooser:
         if known is not None:
             return known
         some = self._near(op, signature, choices) if self.near else choices
+        if len(some) == 1:
+            return some[0]
         with torch.no_grad():
             best, seconds = self._fastest(op, some, arguments, signature)
         if seconds < float("inf"):

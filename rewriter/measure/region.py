@@ -43,13 +43,16 @@ class TensorPlan:
     weight: int | None = None
 
     def draw(self) -> torch.Tensor:
-        """Normal numbers in the recorded memory order; zeros where the dtype holds none."""
+        """Normal numbers in the recorded memory order; zeros where the dtype holds none.
+
+        Booleans are true: of a mask that hides everything from attention, kernels make different things.
+        """
         tensor = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
         generator = torch.Generator(self.device).manual_seed(0)
         if self.dtype in _EIGHT_BITS:
             return tensor.copy_(torch.randn(self.shape, generator=generator, device=self.device).mul_(_SPREAD))
         if not self.dtype.is_floating_point:
-            return tensor.zero_()
+            return tensor.fill_(self.dtype == torch.bool)
         if 0 in self.strides:
             return torch.randn(self.shape, generator=generator, device=self.device).to(self.dtype)
         return tensor.normal_(generator=generator)

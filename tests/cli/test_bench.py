@@ -139,7 +139,9 @@ def test_whole_pipeline(rule_file: Callable[..., pathlib.Path], capsys: pytest.C
     assert (eager["mode"], eager["error"], eager["report"]) == ("eager", 0, None)
     assert rewritten["error"] < 1e-4
     assert rewritten["share"] == pytest.approx(rewritten["loop_rate"] / rewritten["denoiser_rate"])
-    assert rewritten["report"]["components"]["unet"]["status"] == "optimised"
+    unet = rewritten["report"]["components"]["unet"]
+    # Alone it is called as the pipeline calls it, so that it need not be traced once more.
+    assert (unet["status"], unet["captures"]) == ("optimised", 1)
 
 
 def test_compiled_modes(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from rewriter.ops.low_precision import FORMATS
-from rewriter.ops.triton import ahead
+from rewriter.ops.triton import ahead, compiling
 
 H100 = ahead.Target(capability=90, multiprocessors=132)
 
@@ -55,7 +57,7 @@ def test_a_call_keeps_what_a_kernel_is_compiled_for() -> None:
     tensor, values = json.loads(calls()[1])["arguments"][:2]
     assert tensor == {"shape": [2, 9, 64], "stride": [720, 80, 1], "dtype": "float16", "offset": 6}
     assert values == {"value": [64]}
-    again = ahead._argument(tensor)
+    again = compiling.argument(tensor)
     assert (again.shape, again.stride(), again.dtype) == ((2, 9, 64), (720, 80, 1), torch.float16)
     assert again.data_ptr() % 16 == 6
 
@@ -104,23 +106,48 @@ def test_a_process_that_dies_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert ahead.compile_ahead(calls(), H100) == 0
 
 
-def test_the_worker_answers_line_by_line() -> None:
+def test_the_process_answers_with_a_line_for_each_task(tmp_path: pathlib.Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    requests = [{"tasks": calls(), "at_once": 2}, {"tasks": ["no task"], "at_once": 1}, {"tasks": [], "at_once": 1}]
     done = subprocess.run(
-        [sys.executable, "-m", "rewriter.ops.triton.ahead", "90", "132"],
-        input="".join(f"{each}\n" for each in calls()[:1]),
+        [sys.executable, "-m", "rewriter.ops.triton.compiling", "90", "132"],
+        input="".join(f"{json.dumps(each)}\n" for each in requests),
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         check=True,
     )
-    assert done.stdout == "compiled\n"
+    assert done.stdout == "compiled\ncompiled\nfailed\n"
+    assert compiled(tmp_path)
 
 
-def test_processes_are_kept_for_the_next_kernels(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+@FORKS
+def test_a_compiler_that_crashes_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiles(task: str) -> bool:
+        if task == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task == "good"
+
+    monkeypatch.setattr(compiling, "_compiles", compiles)
+    tasks = ["good", "crash", "bad", "good"]
+    assert sorted(compiling._in_turn(tasks, 2)) == [False, False, True, True]
+
+
+@FORKS
+def test_one_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_compiles", lambda _: time.sleep(60))
+    monkeypatch.setattr(compiling, "_SECONDS_EACH", 1)
+    assert list(compiling._in_turn(["slow"], 1)) == [False]
+
+
+def test_the_process_is_kept_for_the_next_kernels(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     begun: list[int] = []
     monkeypatch.setattr(subprocess.Popen, "__init__", counting(subprocess.Popen.__init__, begun))
+    ahead.start(H100)
     assert ahead.compile_ahead(calls()[:1], H100, processes=1) == 1
     assert ahead.compile_ahead(calls()[1:], H100, processes=1) == 1
     assert len(begun) == 1
@@ -128,20 +155,39 @@ def test_processes_are_kept_for_the_next_kernels(tmp_path: pathlib.Path, monkeyp
 
 def counting(function: Any, begun: list[int]) -> Any:
     def begin(self: Any, command: list[str], *args: Any, **kwargs: Any) -> None:
-        # What the compiler itself runs is in the other process.
         begun.append(len(begun))
         function(self, command, *args, **kwargs)
 
     return begin
 
 
-def test_processes_end_with_this_one() -> None:
+def test_one_that_died_is_started_anew(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    ahead.start(H100)
+    process = ahead._compiler(H100)._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert ahead.compile_ahead(calls(), H100) == 2
+
+
+def test_the_process_ends_when_it_has_nothing_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(ahead, "_IDLE_SECONDS", 0.01)
+    ahead.start(H100)
+    compiler = ahead._compiler(H100)
+    assert compiler._idle is not None
+    compiler._idle.join()
+    assert compiler._process is None
+
+
+def test_the_process_ends_with_this_one() -> None:
     script = "\n".join(
         (
-            "from rewriter.ops.triton import ahead, workers",
+            "from rewriter.ops.triton import ahead",
             "target = ahead.Target(90, 132)",
-            "ahead._workers(target).start(1)",
-            "print([process.pid for each in workers._EVERY.values() for process in each._idle][0])",
+            "ahead.start(target)",
+            "print(ahead._compiler(target)._process.pid)",
         )
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
