@@ -16,7 +16,7 @@ Optional = torch.Tensor | None
 def _normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
     # Not F.group_norm: it refuses a group of one element, which the traced op accepts. Not channels last: torch takes
     # mean(x * x) - mean(x)**2 for the variance there on a CPU, which a large mean leaves few digits of.
-    return torch.group_norm(widen(x).contiguous(), groups, widen(weight), widen(bias), eps)
+    return torch.group_norm(widen(x.contiguous()), groups, widen(weight), widen(bias), eps)
 
 
 def group_norm(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
