@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -15,8 +17,9 @@ from rewriter.graph.engine import Rewrite, Rewritten, rewrite
 from rewriter.language.conditions import PHASES
 from rewriter.language.rule import Rule, RuleSet
 from rewriter.measure.cache import TimingCache
+from rewriter.measure.compiling import compile_candidates, start_compiling
 from rewriter.measure.layouts import record_layouts
-from rewriter.measure.providers import compile_candidates, start_compiling, tuned
+from rewriter.measure.providers import tuned
 from rewriter.measure.regions import Regions
 from rewriter.measure.timing import Timing
 from rewriter.measure.whole import Derive, Inputs, fastest
@@ -120,7 +123,7 @@ class _Choice:
         # for some shapes stays out.
         ways = [self.rewrite(free, fewer, _LAYOUT, *_FUSED), self.rewrite(laid, self.rules, *_FUSED)]
         regions = self.regions(laid, self.rules, *_LATER)
-        self.compile_ahead(regions, first=ways[0])
+        self.compile_ahead(regions, *ways)
         with dispatch.choosing(dispatch.first_able, remember=False):
             faster = fastest(ways, self.inputs, self.target.device, self.cache)
         if faster is ways[1]:
@@ -129,15 +132,15 @@ class _Choice:
         self.compile_ahead(regions)
         return regions, tuple(dataclasses.replace(done, kept=False) for done in laid.rewrites if done.rule in orders)
 
-    def compile_ahead(self, regions: Regions, first: Rewritten | None = None) -> None:
-        """Compiles what will be timed of the regions, and what `first` needs to run at all."""
+    def compile_ahead(self, regions: Regions, *first: Rewritten) -> None:
+        """Compiles what will be timed of the regions, and what each of `first` needs to run at all."""
         if self.target.device != "cuda" or self.inputs is None:
             return
         inputs = self.inputs
         calls = itertools.chain([inputs.call(regions.base.then(regions.first))], regions.unknown())
-        # Made when its turn comes: it has the weights in other places.
-        last = None if first is None else lambda: inputs.call(first)()
-        compile_candidates(calls, last, cache=self.cache)
+        # Made when their turn comes: each has the weights in other places.
+        others = [functools.partial(_run, inputs, one) for one in first]
+        compile_candidates(calls, others, cache=self.cache)
 
     def regions(self, base: Rewritten, rules: RuleSet, *phases: str) -> Regions:
         return Regions(base, rules, self.weights, self.target, self.cache, phases, self.inputs)
@@ -145,6 +148,10 @@ class _Choice:
     def rewrite(self, before: Rewritten, rules: RuleSet, *phases: str) -> Rewritten:
         weights = self.weights + len(before.prepared)
         return before.then(rewrite(before.graph, rules, weights=weights, phases=phases, target=self.target))
+
+
+def _run(inputs: Inputs, candidate: Rewritten) -> Any:
+    return inputs.call(candidate)()
 
 
 def _changes_order(rule: Rule) -> bool:

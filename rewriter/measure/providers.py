@@ -8,21 +8,18 @@ import hashlib
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
 
-from rewriter import torch_ir
 from rewriter.causes import cause_of
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.nearest import worth_timing
 from rewriter.measure.recordings import TIMING
 from rewriter.measure.replay import launched_seconds
 from rewriter.measure.timing import FAR_BEHIND, stopwatch
-from rewriter.ops import dispatch, providers, registry
+from rewriter.ops import dispatch, registry
 from rewriter.ops.dispatch import Choice
 
 logger = logging.getLogger("rewriter")
@@ -31,10 +28,6 @@ _SAMPLES = 3
 _PART = 2**22
 # A single launch of a call that takes longer says enough about it: what the host adds is small beside it.
 _LONG_SECONDS = 300e-6
-# The provider whose kernels are compiled when they are first launched, and below how many calls that is left so.
-_JUST_IN_TIME = "triton"
-_FEW = 8
-_ZEROS = "zeros"
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
 _LIMITS = {
     torch.float32: 1e-3,
@@ -137,97 +130,6 @@ class ProviderChooser:
             config = dict(choice.config)
             logger.warning("%s by %s %s is left out for %s: %s", op.name, choice.provider, config, signature, cause)
             return float("inf")
-
-
-def compile_candidates(
-    every: Iterable[Callable[[], Any]], first: Callable[[], Any] | None = None, *, cache: TimingCache
-) -> None:
-    """Compiles kernels, many at a time, in one go: all that will be timed for the ops in `every` call, and for each op
-    in `first` the one that serves unmeasured. All are run once for that, with ops that give zeros."""
-    if "triton" in providers.load():
-        return
-    from rewriter.ops.triton import ahead
-
-    tasks: list[str] = []
-    chooser = ProviderChooser(cache)
-
-    def first_of(*call: Any) -> list[Choice]:
-        return [dispatch.first_able(*call)] if chooser.untimed(*call) else []
-
-    def collect(call: Callable[[], Any], wanted: Callable[..., list[Choice]]) -> None:
-        def collecting(op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
-            tasks.extend(
-                ahead.task(op.name, choice.provider, dict(choice.config), arguments)
-                for choice in wanted(op, arguments, signature)
-                if choice.provider == _JUST_IN_TIME
-            )
-            return Choice(_ZEROS)
-
-        with (
-            # What fails here will fail where it is timed, and be said there.
-            contextlib.suppress(RuntimeError, NotImplementedError),
-            _zeros_provided(),
-            dispatch.choosing(collecting, remember=False),
-            torch.no_grad(),
-            torch_ir.plain_executor(),
-        ):
-            call()
-
-    for call in every:
-        collect(call, chooser.untimed)
-    if first is not None:
-        collect(first, first_of)
-    if len(set(tasks)) < _FEW:
-        return
-    logger.info("compiling kernels for %d calls, once for this GPU", len(set(tasks)))
-    ahead.compile_ahead(tasks, _this_gpu())
-
-
-def start_compiling() -> None:
-    """What `compile_candidates` needs seconds for before it can begin, begins in the background."""
-    if "triton" not in providers.load():
-        from rewriter.ops.triton import ahead
-
-        ahead.start(_this_gpu())
-
-
-def _this_gpu() -> Any:
-    from rewriter.ops.triton import ahead
-
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return ahead.Target(10 * properties.major + properties.minor, properties.multi_processor_count)
-
-
-@contextlib.contextmanager
-def _zeros_provided() -> Iterator[None]:
-    """Every op has a provider of zeros, which takes no call that is not given to it."""
-    for op in registry.OPS.values():
-        op.providers[_ZEROS] = registry.Provider(fn=functools.partial(_zeros, op), supports=lambda *_: "only shapes")
-    try:
-        yield
-    finally:
-        for op in registry.OPS.values():
-            del op.providers[_ZEROS]
-
-
-def _zeros(op: registry.Op, *arguments: Any) -> Any:
-    """Of the shapes, dtypes and strides of the op's results, without their computation and what memory that takes.
-
-    An op that looks at more than shapes is computed.
-    """
-    with FakeTensorMode() as mode:
-        try:
-            shapes = op.fake(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
-        except RuntimeError:
-            shapes = None
-    if shapes is None:
-        return op.reference(*arguments)
-    device = next(each.device for each in arguments if isinstance(each, torch.Tensor))
-
-    def zero(fake: torch.Tensor) -> torch.Tensor:
-        return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=device).zero_()
-
-    return tree_map_only(torch.Tensor, zero, shapes)
 
 
 @contextlib.contextmanager

@@ -174,10 +174,10 @@ def test_what_is_compiled_ahead_has_its_weights_when_its_turn_comes(monkeypatch:
     graph, weights = traced(module, x)
     results: list[torch.Tensor] = []
 
-    def compile_candidates(every: Any, first: Callable[[], Any], **_: Any) -> None:
+    def compile_candidates(every: Any, first: Any, **_: Any) -> None:
         with torch.no_grad():
             results.extend(call() for call in every)
-            results.append(first())
+            results.extend(call() for call in first)
 
     monkeypatch.setattr(choice, "compile_candidates", compile_candidates)
     rules = RuleSet((load_rules()["conv-channels-last"],))
@@ -185,7 +185,7 @@ def test_what_is_compiled_ahead_has_its_weights_when_its_turn_comes(monkeypatch:
     target = Target(device="cuda", sm=90)
     chooser = choice._Choice(rules, len(weights), target, cache.TimingCache("cpu"), inputs)
     plain = chooser.regions(engine.rewrite(graph, RuleSet(()), weights=len(weights), target=target), rules, "layout")
-    chooser.compile_ahead(plain, first=plain.base)
+    chooser.compile_ahead(plain, plain.base)
     # The whole graph with the rule, a region for each convolution, the whole graph without it.
     assert [tuple(result.shape) for result in results] == [(1, 4, 5, 5), (1, 8, 7, 7), (1, 4, 5, 5), (1, 4, 5, 5)]
     assert not any(result.isnan().any() for result in results)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from op_cases import CASES, Case, drawer
 
-from rewriter.measure import providers
+from rewriter.measure import compiling, providers
 from rewriter.measure.cache import TimingCache
 from rewriter.ops import dispatch, registry
 from rewriter.ops.dispatch import Choice
@@ -173,7 +173,7 @@ def test_the_distance_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch, limi
 def test_zeros_are_laid_out_as_the_results(case: Case) -> None:
     arguments = case.arguments(drawer(torch.float32))
     op = registry.find(case.op)
-    expected, found = op.reference(*arguments), providers._zeros(op, *arguments)
+    expected, found = op.reference(*arguments), compiling._zeros(op, {}, *arguments)
     pairs = zip(*([each] if isinstance(each, torch.Tensor) else each for each in (expected, found)), strict=True)
     for one, other in pairs:
         assert (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
@@ -182,9 +182,34 @@ def test_zeros_are_laid_out_as_the_results(case: Case) -> None:
         assert len({tuple(each) for each in strides}) == 1
 
 
+def test_the_form_of_a_result_is_asked_for_once(op: registry.Op) -> None:
+    asked: list[torch.Tensor] = []
+
+    def fake(x: torch.Tensor) -> torch.Tensor:
+        asked.append(x)
+        return torch.empty_like(x)
+
+    op = dataclasses.replace(op, fake=fake)
+    known: dict[str, Any] = {}
+    shapes = [(2, 3), (2, 3), (4, 3)]
+    assert [tuple(compiling._zeros(op, known, torch.ones(shape)).shape) for shape in shapes] == shapes
+    assert len(asked) == 2
+
+
+def test_a_call_is_compiled_for_once(op: registry.Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewriter.ops.triton.ahead.task", lambda *call: repr(call[1:3]))
+    tasks: list[str] = []
+    wanted = [Choice("triton", {"rows": 4}), Choice("torch")]
+    collecting = compiling._Collecting(lambda *_: wanted, tasks)
+    for _ in range(2):
+        assert collecting(op, (torch.ones(2),), "a").provider == "zeros"
+    collecting(op, (torch.ones(3),), "b")
+    assert tasks == ["('triton', {'rows': 4})"] * 2
+
+
 def test_zeros_are_not_provided_beyond_their_use() -> None:
     before = {name: list(op.providers) for name, op in registry.OPS.items()}
-    with providers._zeros_provided():
+    with compiling._zeros_provided():
         reason = registry.find("attention").providers["zeros"].supports()
         assert reason is not None
     assert {name: list(op.providers) for name, op in registry.OPS.items()} == before
