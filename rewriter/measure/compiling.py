@@ -1,0 +1,130 @@
+"""Compiles, before a graph is timed, the kernels that would otherwise be compiled one by one when they are launched."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from rewriter import torch_ir
+from rewriter.measure.cache import TimingCache
+from rewriter.measure.providers import ProviderChooser
+from rewriter.ops import dispatch, providers, registry
+from rewriter.ops.dispatch import Choice
+
+_log = logging.getLogger("rewriter")
+
+# The provider whose kernels are compiled when they are first launched, and below how many calls that is left so.
+_JUST_IN_TIME = "triton"
+_FEW = 8
+_ZEROS = "zeros"
+
+
+def compile_candidates(
+    every: Iterable[Callable[[], Any]], first: Iterable[Callable[[], Any]] = (), *, cache: TimingCache
+) -> None:
+    """Compiles kernels, many at a time, in one go: all that will be timed for the ops in `every` call, and for each op
+    in the calls of `first` the one that serves unmeasured. All are run once for that, with ops that give zeros."""
+    if "triton" in providers.load():
+        return
+    from rewriter.ops.triton import ahead
+
+    tasks: list[str] = []
+    chooser = ProviderChooser(cache)
+
+    def first_of(*call: Any) -> list[Choice]:
+        return [dispatch.first_able(*call)] if chooser.untimed(*call) else []
+
+    for calls, wanted in ((every, chooser.untimed), (first, first_of)):
+        collecting = _Collecting(wanted, tasks)
+        for call in calls:
+            with (
+                # What fails here will fail where it is timed, and be said there.
+                contextlib.suppress(RuntimeError, NotImplementedError),
+                _zeros_provided(),
+                dispatch.choosing(collecting, remember=False),
+                torch.no_grad(),
+                torch_ir.plain_executor(),
+            ):
+                call()
+    if len(set(tasks)) < _FEW:
+        return
+    _log.info("compiling kernels for %d calls, once for this GPU", len(set(tasks)))
+    ahead.compile_ahead(tasks, _this_gpu())
+
+
+class _Collecting:
+    """Has zeros serve every call, and adds to the tasks what would have to be compiled for it."""
+
+    def __init__(self, wanted: Callable[[registry.Op, tuple[Any, ...], str], list[Choice]], tasks: list[str]) -> None:
+        self._wanted, self._tasks = wanted, tasks
+        self._seen: set[tuple[str, str]] = set()
+
+    def __call__(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+        from rewriter.ops.triton import ahead
+
+        if (op.name, signature) not in self._seen:
+            self._seen.add((op.name, signature))
+            self._tasks.extend(
+                ahead.task(op.name, choice.provider, dict(choice.config), arguments)
+                for choice in self._wanted(op, arguments, signature)
+                if choice.provider == _JUST_IN_TIME
+            )
+        return Choice(_ZEROS)
+
+
+def start_compiling() -> None:
+    """What `compile_candidates` needs seconds for before it can begin, begins in the background."""
+    if "triton" not in providers.load():
+        from rewriter.ops.triton import ahead
+
+        ahead.start(_this_gpu())
+
+
+def _this_gpu() -> Any:
+    from rewriter.ops.triton import ahead
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return ahead.Target(10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+@contextlib.contextmanager
+def _zeros_provided() -> Iterator[None]:
+    """Every op has a provider of zeros, which takes no call that is not given to it."""
+    known: dict[str, Any] = {}
+    for op in registry.OPS.values():
+        zeros = functools.partial(_zeros, op, known)
+        op.providers[_ZEROS] = registry.Provider(fn=zeros, supports=lambda *_: "only shapes")
+    try:
+        yield
+    finally:
+        for op in registry.OPS.values():
+            del op.providers[_ZEROS]
+
+
+def _zeros(op: registry.Op, known: dict[str, Any], *arguments: Any) -> Any:
+    """Of the shapes, dtypes and strides of the op's results, without their computation and what memory that takes.
+
+    An op that looks at more than shapes is computed. known: the results' forms, by call.
+    """
+    call = f"{op.name} {dispatch.signature(arguments)}"
+    if call not in known:
+        with FakeTensorMode() as mode:
+            try:
+                known[call] = op.fake(*tree_map_only(torch.Tensor, mode.from_tensor, arguments))
+            except RuntimeError:
+                known[call] = None
+    if known[call] is None:
+        return op.reference(*arguments)
+    device = next(each.device for each in arguments if isinstance(each, torch.Tensor))
+
+    def zero(fake: torch.Tensor) -> torch.Tensor:
+        return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=device).zero_()
+
+    return tree_map_only(torch.Tensor, zero, known[call])
