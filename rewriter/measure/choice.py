@@ -17,7 +17,7 @@ from rewriter.graph.engine import Rewrite, Rewritten, rewrite
 from rewriter.language.conditions import PHASES
 from rewriter.language.rule import Rule, RuleSet
 from rewriter.measure.cache import TimingCache
-from rewriter.measure.compiling import compile_candidates, start_compiling
+from rewriter.measure.compiling import compile_candidates
 from rewriter.measure.layouts import record_layouts
 from rewriter.measure.providers import tuned
 from rewriter.measure.regions import Regions
@@ -58,8 +58,6 @@ def choose(
     """
     cache = TimingCache(target.device)
     inputs = None if arguments is None else Inputs(arguments, weights, derive)
-    if target.device == "cuda" and not cache.choices:
-        start_compiling()
     with tuned(target.device, cache):
         chooser = _Choice(rules, weights, target, cache, inputs)
         choice = chooser.quantised(chooser.choose(graph))

@@ -79,12 +79,15 @@ class _Collecting:
         return Choice(_ZEROS)
 
 
-def start_compiling() -> None:
-    """What `compile_candidates` needs seconds for before it can begin, begins in the background."""
-    if "triton" not in providers.load():
+def begin() -> None:
+    """Begins in the background what `compile_candidates` takes seconds for before it compiles, where nothing has been
+    timed on this GPU yet. To be called once it is known that one will be used."""
+    # Where Triton cannot be imported, `providers.load` says so.
+    with contextlib.suppress(ImportError):
         from rewriter.ops.triton import ahead
 
-        ahead.start(_this_gpu())
+        if not TimingCache("cuda").choices:
+            ahead.start(_this_gpu())
 
 
 def _this_gpu() -> Any:

@@ -102,7 +102,7 @@ def _build(
     with _timed(seconds, "load", name):
         target = rewrite_target([*example.flat.tensors, *call.weights])
         if target.device == "cuda":
-            providers.begin()
+            _begin(options)
         start.look_for(module, example.forward, snapshot, example.flat, example.live, example.expected, target)
         recording = start.recording(example.expected)
     traced = recording is None
@@ -231,6 +231,15 @@ def _unread(done: Applied, weights: int) -> frozenset[int]:
     """The positions, among the weights and the recipes after them, of what the graph itself does not read."""
     inputs = list(done.graph.inputs())[-weights - len(done.prepared) :]
     return frozenset(index for index, value in enumerate(inputs) if not value.uses())
+
+
+def _begin(options: Options) -> None:
+    """Begins beside the caller what a GPU's kernels take longest for."""
+    providers.begin()
+    if options.measure:
+        from rewriter.measure import compiling
+
+        compiling.begin()
 
 
 def _losses(done: Applied, options: Options) -> frozenset[str]:
