@@ -1,27 +1,19 @@
-"""The process that compiles kernels, without a GPU.
+"""A process that compiles kernels, without a GPU.
 
     python -m rewriter.ops.triton.compiling CAPABILITY MULTIPROCESSORS
 
-A line of its input is one request: {"tasks": [...], "at_once": n}, the tasks as `ahead.task` writes them. It answers
-with a line for each task, as they end: "compiled" or "failed". Each task has a process of its own, forked from this
-one, which has loaded torch and Triton: sixteen that load them take as long as compiling does, and a compiler that
-crashes takes nothing with it.
+Each line of its input is a task as `ahead.task` writes it; the answer is "compiled", or what went wrong.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from rewriter.ops.triton.ahead import Target
-
-_SECONDS_EACH = 120
 
 
 class _Driver:
@@ -78,54 +70,20 @@ def argument(described: dict[str, Any]) -> Any:
 
 
 def main(target: Target) -> None:
-    """Answers requests until there are no more."""
-    compile_launches(target)
-    # Every kernel is loaded before the first fork.
-    import rewriter.ops  # noqa: F401
-
-    for line in sys.stdin:
-        request = json.loads(line)
-        for compiled in _in_turn(request["tasks"], request["at_once"]):
-            print("compiled" if compiled else "failed", flush=True)  # noqa: T201 - the answer to the process that asked
-
-
-def _in_turn(tasks: Sequence[str], at_once: int) -> Iterator[bool]:
-    """Whether each task compiled, in the order in which they end."""
-    if not hasattr(os, "fork"):
-        yield from map(_compiles, tasks)
-        return
-    waiting, running = list(reversed(tasks)), 0
-    while waiting or running:
-        while waiting and running < at_once:
-            _fork(waiting.pop())
-            running += 1
-        _, status = os.wait()
-        running -= 1
-        yield status == 0
-
-
-def _fork(task: str) -> None:
-    if os.fork() == 0:
-        # A compiler that never ends is ended by the system.
-        signal.alarm(_SECONDS_EACH)
-        compiled = False
-        try:
-            compiled = _compiles(task)
-        finally:
-            os._exit(0 if compiled else 1)
-
-
-def _compiles(task: str) -> bool:
+    """Answers each line of stdin with one."""
     from rewriter.ops import OPS
 
-    given = json.loads(task)
-    try:
-        fn = OPS[given["op"]].providers[given["provider"]].fn
-        fn(*map(argument, given["arguments"]), **given["config"])
-    # It will fail where it is launched, and be said there.
-    except Exception:
-        return False
-    return True
+    compile_launches(target)
+    for line in sys.stdin:
+        given = json.loads(line)
+        try:
+            fn = OPS[given["op"]].providers[given["provider"]].fn
+            fn(*map(argument, given["arguments"]), **given["config"])
+            answer = "compiled"
+        # It will fail where it is launched, and be said there.
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}".replace("\n", " ")
+        print(answer, flush=True)  # noqa: T201 - the answer to the process that asked
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -162,10 +163,14 @@ class _GroupNorm:
 
 def _described(x: torch.Tensor, channel_bias: Optional, addend: Optional) -> torch.Tensor:
     """The sum without data: its shape, dtype and strides are the reference's."""
-    terms = [
-        None if each is None else torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device="meta")
-        for each in (x, channel_bias, addend)
-    ]
+    forms = [None if each is None else (each.shape, each.stride(), each.dtype) for each in (x, channel_bias, addend)]
+    return _sum_of(*forms)
+
+
+# Torch takes far longer to find out than the kernel, and a model asks the same few times over.
+@functools.lru_cache(maxsize=4096)
+def _sum_of(*forms: Any) -> torch.Tensor:
+    terms = [None if form is None else torch.empty_strided(*form[:2], dtype=form[2], device="meta") for form in forms]
     assert terms[0] is not None
     return added(terms[0], *terms[1:])
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -106,48 +104,24 @@ def test_a_process_that_dies_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert ahead.compile_ahead(calls(), H100) == 0
 
 
-def test_the_process_answers_with_a_line_for_each_task(tmp_path: pathlib.Path) -> None:
+def test_the_worker_answers_line_by_line(tmp_path: pathlib.Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    requests = [{"tasks": calls(), "at_once": 2}, {"tasks": ["no task"], "at_once": 1}, {"tasks": [], "at_once": 1}]
+    wrong = json.dumps({**json.loads(calls()[0]), "op": "no such op"})
     done = subprocess.run(
         [sys.executable, "-m", "rewriter.ops.triton.compiling", "90", "132"],
-        input="".join(f"{json.dumps(each)}\n" for each in requests),
+        input="".join(f"{each}\n" for each in (wrong, calls()[0])),
         capture_output=True,
         text=True,
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         check=True,
     )
-    assert done.stdout == "compiled\ncompiled\nfailed\n"
-    assert compiled(tmp_path)
-
-
-FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-@FORKS
-def test_a_compiler_that_crashes_takes_nothing_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compiles(task: str) -> bool:
-        if task == "crash":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return task == "good"
-
-    monkeypatch.setattr(compiling, "_compiles", compiles)
-    tasks = ["good", "crash", "bad", "good"]
-    assert sorted(compiling._in_turn(tasks, 2)) == [False, False, True, True]
-
-
-@FORKS
-def test_one_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_compiles", lambda _: time.sleep(60))
-    monkeypatch.setattr(compiling, "_SECONDS_EACH", 1)
-    assert list(compiling._in_turn(["slow"], 1)) == [False]
+    assert done.stdout == "KeyError: 'no such op'\ncompiled\n"
 
 
 def test_the_process_is_kept_for_the_next_kernels(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     begun: list[int] = []
     monkeypatch.setattr(subprocess.Popen, "__init__", counting(subprocess.Popen.__init__, begun))
-    ahead.start(H100)
     assert ahead.compile_ahead(calls()[:1], H100, processes=1) == 1
     assert ahead.compile_ahead(calls()[1:], H100, processes=1) == 1
     assert len(begun) == 1
@@ -163,22 +137,21 @@ def counting(function: Any, begun: list[int]) -> Any:
 
 def test_one_that_died_is_started_anew(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    ahead.start(H100)
-    process = ahead._compiler(H100)._process
-    assert process is not None
+    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
+    (process,) = ahead._workers(H100)._idle
     process.kill()
     process.wait()
-    assert ahead.compile_ahead(calls(), H100) == 2
+    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
 
 
-def test_the_process_ends_when_it_has_nothing_to_do(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_have_nothing_to_do_end(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(ahead, "_IDLE_SECONDS", 0.01)
-    ahead.start(H100)
-    compiler = ahead._compiler(H100)
-    assert compiler._idle is not None
-    compiler._idle.join()
-    assert compiler._process is None
+    monkeypatch.setattr("rewriter.ops.triton.workers._IDLE_SECONDS", 0.01)
+    among = ahead._workers(H100)
+    among.start(1)
+    assert among._timer is not None
+    among._timer.join()
+    assert not among._idle
 
 
 def test_the_process_ends_with_this_one() -> None:
@@ -186,8 +159,8 @@ def test_the_process_ends_with_this_one() -> None:
         (
             "from rewriter.ops.triton import ahead",
             "target = ahead.Target(90, 132)",
-            "ahead.start(target)",
-            "print(ahead._compiler(target)._process.pid)",
+            "ahead._workers(target).start(1)",
+            "print(ahead._workers(target)._idle[0].pid)",
         )
     )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

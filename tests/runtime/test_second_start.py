@@ -265,6 +265,7 @@ def test_processes_share_what_they_keep() -> None:
     (second,) = processes(1)
     assert {each["status"] for each in (*first, second)} == {"optimised"}
     assert all(each["error"] < 1e-5 for each in (*first, second))
-    assert all(each["traces"] == 1 for each in first)
+    # The slower one may find what the other has already kept.
+    assert max(each["traces"] for each in first) == 1
     assert (second["traces"], second["timings"]) == (0, 0)
     assert second["matches"] in [each["matches"] for each in first]
