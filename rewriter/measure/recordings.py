@@ -28,9 +28,8 @@ class Pools:
     def forget(self) -> None:
         """Of the current device: graphs to come get other memory than those that stay. What no graph holds any more is
         given back."""
-        self._pools.pop(torch.cuda.current_device(), None)
-        gc.collect()
-        torch.cuda.empty_cache()
+        if self._pools.pop(torch.cuda.current_device(), None) is not None:
+            torch.cuda.empty_cache()
 
     def abandon(self) -> None:
         """Of the current device, after a recording that could not be ended: torch refuses to use the pool again."""

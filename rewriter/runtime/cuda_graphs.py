@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 import threading
 import time
@@ -228,6 +229,7 @@ def _give_memory_back() -> None:
     if torch.cuda.is_available():
         from rewriter.measure.recordings import RUNNING
 
+        gc.collect()
         RUNNING.forget()
 
 
