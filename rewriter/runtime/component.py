@@ -16,6 +16,7 @@ import torch
 from rewriter.capture import ambient
 from rewriter.causes import described
 from rewriter.errors import CaptureError, RewriterError, VerificationError
+from rewriter.runtime import schedulers
 from rewriter.runtime.before import Before
 from rewriter.runtime.calls import Call, CallReader, Declined, scale_argument
 from rewriter.runtime.journal import Journal
@@ -134,6 +135,7 @@ class Component:
         module = self._alive()
         if self._retired or ambient.in_foreign_capture():
             return self._original(module)(*args, **kwargs)
+        schedulers.follow(self.users)
         with self._lock:
             self.journal.calls += 1
             call = self._read(module, args, kwargs)

@@ -7,6 +7,7 @@ network of this one has ended. The timestep is an element of the scheduler's own
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -71,6 +72,14 @@ def attach(pipeline: Any) -> None:
     _users.setdefault(scheduler, weakref.WeakSet()).add(pipeline)
     if "step" not in vars(scheduler):
         scheduler.step = HostStep(scheduler)
+
+
+def follow(users: Iterable[Any]) -> None:
+    """As `attach`, for the pipelines among `users` that have been given another scheduler since."""
+    for user in users:
+        scheduler = getattr(user, "scheduler", None)
+        if type(scheduler).__name__ in _WAITING and "step" not in vars(scheduler):
+            attach(user)
 
 
 def detach(pipeline: Any) -> None:

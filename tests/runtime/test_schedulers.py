@@ -121,6 +121,17 @@ def test_a_shared_scheduler_is_given_back_by_the_last() -> None:
     assert "step" not in vars(scheduler)
 
 
+def test_one_that_is_exchanged_later_is_followed() -> None:
+    first = diffusers.PNDMScheduler()
+    pipe = rewriter.optimize(pipeline(first))
+    second = pipe.scheduler = diffusers.DDIMScheduler.from_config(first.config)
+    pipe.unet(torch.randn(1, 3, 8, 8), 1)
+    assert isinstance(second.step, HostStep)
+    rewriter.restore(pipe)
+    assert "step" not in vars(first)
+    assert "step" not in vars(second)
+
+
 def test_copies_and_files_have_the_own_step(tmp_path: pathlib.Path) -> None:
     scheduler = diffusers.DDIMScheduler()
     pipe = rewriter.optimize(pipeline(scheduler))
