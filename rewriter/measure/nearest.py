@@ -18,15 +18,13 @@ def worth_timing(
 ) -> list[Choice]:
     """Those of `choices` that won at the `count` nearest of the calls `known` by signature, and the first of all.
 
-    A winner whose config is not offered here stands for its provider. All choices where no known call is alike: one
-    that differs in nothing but numbers of shapes, strides and other lists.
+    A winner whose config is not offered here stands for its provider. All choices where no known call is alike, which
+    is one that differs in nothing but numbers of shapes, strides and other lists, or none of their winners is offered.
     """
     apart = sorted(((distance(signature, other), choice) for other, choice in known), key=lambda pair: pair[0])
-    winners = [choice for far, choice in apart[:count] if far < math.inf]
-    if not winners:
-        return list(choices)
-    offered = (_offered(winner, choices) for winner in winners)
-    return list({_identity(each): each for each in (choices[0], *offered) if each is not None}.values())
+    winners = (_offered(choice, choices) for far, choice in apart[:count] if far < math.inf)
+    offered = [each for each in winners if each is not None]
+    return list({_identity(each): each for each in (choices[0], *offered)}.values()) if offered else list(choices)
 
 
 def distance(one: str, other: str) -> float:

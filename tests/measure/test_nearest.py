@@ -40,3 +40,7 @@ def test_a_config_that_is_not_offered_stands_for_its_provider() -> None:
     known = [(call(72), Choice("triton", {"rows": 512})), (call(80), Choice("flash"))]
     assert worth_timing(call(64), CHOICES, known) == [CHOICES[0]]
     assert worth_timing(call(64), CHOICES[2:], [(call(72), Choice("cuda", {"splits": 3}))]) == [Choice("cuda")]
+
+
+def test_where_no_winner_is_offered_all_are_timed() -> None:
+    assert worth_timing(call(64), CHOICES, [(call(72), Choice("flash"))]) == CHOICES

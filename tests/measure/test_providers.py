@@ -155,6 +155,51 @@ def test_a_long_call_that_is_far_behind_is_run_once(chooser: providers.ProviderC
     assert timed.count("best") > 1
 
 
+@pytest.fixture
+def at_another_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Says which provider of `double` won for 9 elements."""
+    monkeypatch.setattr(dispatch, "CHOSEN", {})
+
+    def won(name: str) -> None:
+        dispatch.CHOSEN["double", dispatch.signature((torch.empty(9),))] = Choice(name)
+
+    return won
+
+
+def test_another_size_is_timed_with_what_won_at_the_nearest(
+    chooser: providers.ProviderChooser, op: registry.Op, at_another_size: Callable[[str], None]
+) -> None:
+    SECONDS["torch"] = 3e-6
+    names = {"first": 2e-6, "second": 1e-6, "third": 5e-7}
+    made = {name: provider(name, lambda x: x * 2, seconds) for name, seconds in names.items()}
+    chooser.near = True
+    at_another_size("second")
+    x = torch.randn(8)
+    assert choose(chooser, op, x, **made).provider == "second"
+    assert set(timed) == {"first", "second"}
+    timed.clear()
+    assert choose(chooser, op, x, **made).provider == "second"
+    assert not timed
+    # What was chosen from some does not hold where all are wanted.
+    chooser.near = False
+    assert choose(chooser, op, x, **made).provider == "third"
+    chooser.near = True
+    assert choose(chooser, op, x, **made).provider == "third"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_only_one_worth_timing_is_tried(
+    chooser: providers.ProviderChooser, op: registry.Op, at_another_size: Callable[[str], None], right: bool
+) -> None:
+    SECONDS["torch"] = 3e-6
+    chooser.near = True
+    at_another_size("first")
+    made = {"first": provider("first", lambda x: x * 2 if right else x * 3, 1e-6)}
+    made["second"] = provider("second", lambda x: x * 2, 1e-7)
+    assert choose(chooser, op, torch.randn(8), **made).provider == ("first" if right else "torch")
+    assert not timed
+
+
 @pytest.mark.parametrize("limit", [2**24, 5])
 def test_the_distance_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(providers, "_PART", limit)
