@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+
+from rewriter import collector
 
 Result = TypeVar("Result")
 
@@ -100,7 +101,8 @@ def _capture(
             broken()
             raise
 
-    with torch.cuda.stream(side_stream()), _no_collection():
+    # An old graph that is collected during a recording is destroyed, and that makes the recording invalid.
+    with torch.cuda.stream(side_stream()), collector.paused():
         # Of other threads nothing is forbidden meanwhile.
         graph.capture_begin(**pool, capture_error_mode="thread_local")
         try:
@@ -112,15 +114,3 @@ def _capture(
             raise
         end()
     return graph, result
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """An old graph that is collected during a recording is destroyed, and that makes the recording invalid."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
