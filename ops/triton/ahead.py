@@ -23,6 +23,8 @@ from rewriter.ops.triton.workers import Workers, ask, workers
 
 _log = logging.getLogger("rewriter")
 _MOST_PROCESSES = 16
+# A process with torch and Triton takes half of this.
+_BYTES_EACH = 2**30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +72,17 @@ def compile_ahead(tasks: Sequence[str], target: Target, processes: int | None = 
 
 
 def _processes() -> int:
-    return min(os.cpu_count() or 1, _MOST_PROCESSES)
+    """One for each core that this process may use, as far as memory allows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _free_memory() // _BYTES_EACH, _MOST_PROCESSES))
+
+
+def _free_memory() -> int:
+    """Bytes of the host's memory, as far as the system tells; elsewhere enough."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return _MOST_PROCESSES * _BYTES_EACH
 
 
 def _workers(target: Target) -> Workers:

@@ -169,3 +169,12 @@ def test_the_process_ends_with_this_one() -> None:
     )
     assert not done.stderr
     assert not pathlib.Path(f"/proc/{int(done.stdout)}").exists()
+
+
+@pytest.mark.parametrize(("gigabytes", "count"), [(0.5, 1), (3, 3), (1000, 4)])
+def test_as_many_processes_as_cores_and_memory_allow(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float, count: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    monkeypatch.setattr(ahead, "_free_memory", lambda: int(gigabytes * 2**30))
+    assert ahead._processes() == count
