@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
 import queue
 import threading
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ _log = logging.getLogger("rewriter")
 _MOST_PROCESSES = 16
 # A process with torch and Triton takes half of this.
 _BYTES_EACH = 2**30
+_MEMORY = pathlib.Path("/proc/meminfo")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,11 +80,13 @@ def _processes() -> int:
 
 
 def _free_memory() -> int:
-    """Bytes of the host's memory, as far as the system tells; elsewhere enough."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return _MOST_PROCESSES * _BYTES_EACH
+    """Bytes of the host's memory that can be had, as Linux tells; elsewhere enough."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in _MEMORY.read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == "MemAvailable":
+                return int(rest.split()[0]) * 1024
+    return _MOST_PROCESSES * _BYTES_EACH
 
 
 def _workers(target: Target) -> Workers:

@@ -178,3 +178,15 @@ def test_as_many_processes_as_cores_and_memory_allow(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
     monkeypatch.setattr(ahead, "_free_memory", lambda: int(gigabytes * 2**30))
     assert ahead._processes() == count
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("MemFree: 5 kB\nMemAvailable:   2048 kB\n", 2**21), ("nothing\n", 2**34), (None, 2**34)]
+)
+def test_memory_that_can_be_had(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, text: str | None, found: int
+) -> None:
+    monkeypatch.setattr(ahead, "_MEMORY", tmp_path / "meminfo")
+    if text is not None:
+        (tmp_path / "meminfo").write_text(text)
+    assert ahead._free_memory() == found
