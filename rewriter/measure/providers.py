@@ -25,7 +25,7 @@ from rewriter.ops.dispatch import Choice
 logger = logging.getLogger("rewriter")
 
 _SAMPLES = 3
-_PART = 2**22
+_PART = 2**21
 # A single launch of a call that takes longer says enough about it: what the host adds is small beside it.
 _LONG_SECONDS = 300e-6
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
@@ -173,7 +173,7 @@ def _distance(found: Any, expected: Any) -> float:
 
 
 def _parts(x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """x along its longest dimension, in parts of about 4 million elements."""
+    """x along its longest dimension, in parts of about 2 million elements."""
     if x.numel() <= _PART:
         return (x,)
     longest = max(range(x.dim()), key=lambda dim: x.shape[dim])
