@@ -24,6 +24,7 @@ struct Tile {
 struct Work {
   int queries, keys, heads;
   int tiles_of_head, tiles;
+  bool in_turn;  // groups begin their products one after the other, always in the same order
   float scale;  // of the scores, times log2(e)
   void* result;
 };

@@ -215,6 +215,10 @@ __device__ inline void take_registers() {
 __device__ inline void meet(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
+// Counts as meeting the others there, and goes on.
+__device__ inline void announce(int name, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
 
 #endif
 

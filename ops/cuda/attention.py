@@ -27,22 +27,31 @@ def attention_tokens(
     _causal: bool,
     *,
     groups: int,
+    in_turn: bool,
 ) -> torch.Tensor:
     """softmax(q @ k.T * scale) @ v, operands as in the reference; scores and sums in f32, weights rounded for their
     product with the values.
 
-    groups: of 64 queries in a block.
+    groups: of 64 queries in a block; in_turn: whether they begin their products one after the other.
     """
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    torch.ops.rewriter_cuda.attention(q, k, v, y, _scale(q, scale), groups)
+    torch.ops.rewriter_cuda.attention(q, k, v, y, _scale(q, scale), groups, in_turn)
     return y
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool, *, groups: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: Optional,
+    scale: float | None,
+    causal: bool,
+    *,
+    groups: int,
+    in_turn: bool,
 ) -> torch.Tensor:
     """The same with the heads before the tokens."""
-    return attention_tokens(*swapped(q, k, v), mask, scale, causal, groups=groups).transpose(1, 2)
+    return attention_tokens(*swapped(q, k, v), mask, scale, causal, groups=groups, in_turn=in_turn).transpose(1, 2)
 
 
 def takes_tokens(
@@ -75,7 +84,7 @@ def takes(
 
 
 def configs(*_: object) -> Sequence[Config]:
-    return [{"groups": 3}, {"groups": 2}]
+    return [{"groups": groups, "in_turn": in_turn} for groups in (3, 2) for in_turn in (True, False)]
 
 
 def enter() -> None:

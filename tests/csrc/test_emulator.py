@@ -78,3 +78,16 @@ def findings(chip: Chip) -> set[str]:
             if not (y.float() - exact).norm() < 1e-3 * exact.norm():
                 found.add("another result")
     return found
+
+
+def test_a_turn_that_is_not_passed_on_is_found(tmp_path: pathlib.Path) -> None:
+    lacks = missing()
+    if lacks is not None:
+        pytest.skip(lacks)
+    lost = {"attention.cu": ("hopper::announce(1 + (own + 1) % kGroups, 256)", "hopper::announce(1 + own, 256)")}
+    chip = Chip(build(tmp_path, "rewriter_planted_turn", ["attention"], lost))
+    q, k, v, y = (torch.randn(1, 260, 1, 64).half() for _ in range(4))
+    chip.set(seed=1, pace="early")
+    chip.ops.attention(q, k, v, y, 0.125, 3, False)
+    with pytest.raises(RuntimeError, match="no thread can go on"):
+        chip.ops.attention(q, k, v, y, 0.125, 3, True)

@@ -159,4 +159,8 @@ inline void meet(int name, int threads) {
   emulated::meet(emulated::self().block->meetings.at(static_cast<std::size_t>(name)), threads);
 }
 
+inline void announce(int name, int threads) {
+  emulated::announce(emulated::self().block->meetings.at(static_cast<std::size_t>(name)), threads);
+}
+
 }  // namespace rewriter::hopper

@@ -213,14 +213,16 @@ void await(std::function<bool()> goes_on) {
   swapcontext(&thread.context, thread.context.uc_link);
 }
 
+bool announce(Meeting& meeting, int count) {
+  if (++meeting.arrived < count) return false;
+  meeting.arrived = 0;
+  ++meeting.generation;
+  return true;
+}
+
 void meet(Meeting& meeting, int count) {
   const int generation = meeting.generation;
-  if (++meeting.arrived == count) {
-    meeting.arrived = 0;
-    ++meeting.generation;
-    return;
-  }
-  await([&meeting, generation] { return meeting.generation != generation; });
+  if (!announce(meeting, count)) await([&meeting, generation] { return meeting.generation != generation; });
 }
 
 uint32_t offset_of(const void* pointer) {

@@ -122,6 +122,9 @@ void await(std::function<bool()> goes_on);
 // Waits until `count` threads have come.
 void meet(Meeting& meeting, int count);
 
+// Counts as one of those who meet, and does not wait for them. Returns whether it was the last.
+bool announce(Meeting& meeting, int count);
+
 // A place in shared memory: how far from its begin, and the same of another block of the cluster.
 uint32_t offset_of(const void* pointer);
 unsigned char* at(uint32_t offset, unsigned rank);
