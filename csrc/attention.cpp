@@ -24,8 +24,8 @@ CUtensorMap heads_of(const Tensor& x, int rows) {
 
 // y = softmax(q @ k.T * scale) @ v for each head. q: [B, S, H, D], k, v: [B, T, H, D] with dense rows of D elements that
 // start at multiples of 16 bytes, y: [B, S, H, D], dense; D is 40 or 64, scale positive. groups: of 64 queries in a block;
-// in_turn: whether they begin their products one after the other.
-void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double scale, int64_t groups, bool in_turn) {
+// turns: see Work.
+void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double scale, int64_t groups, int64_t turns) {
   const auto type = q.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "q: expected f16 or bf16");
   require(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && y.dim() == 4, "q, k, v, y: expected four dimensions");
@@ -41,7 +41,7 @@ void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double 
   work.heads = static_cast<int>(q.size(2));
   work.tiles_of_head = (work.queries + kernel.queries - 1) / kernel.queries;
   work.tiles = work.tiles_of_head * work.heads * static_cast<int>(q.size(0));
-  work.in_turn = in_turn;
+  work.turns = static_cast<int>(turns);
   work.scale = static_cast<float>(scale * 1.4426950408889634);
   work.result = y.mutable_data_ptr();
   CUtensorMap queries = heads_of(q, kernel.queries), keys = heads_of(k, attending::kKeys);
@@ -54,7 +54,7 @@ void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
-  library.def("attention(Tensor q, Tensor k, Tensor v, Tensor(a!) y, float scale, int groups, bool in_turn) -> ()");
+  library.def("attention(Tensor q, Tensor k, Tensor v, Tensor(a!) y, float scale, int groups, int turns) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) { library.impl("attention", TORCH_BOX(&attention)); }

@@ -4,7 +4,8 @@
 // 128 through one ring, in the order in which they are used: k0 k1 v0 k2 v1 ... One warp keeps the copy engine busy. While a
 // group takes exponentials of one block's scores, its products with the values of the block before run, and other groups
 // have the tensor cores in between: exponentials, not products, take longest for heads of up to 64 elements. Where groups
-// begin their products in turn, they cannot all come to wait for the same unit at the same time.
+// begin their products in turn, they do not all come to the same unit at the same time: the tensor core of each quarter of
+// a multiprocessor serves all groups alternately, so that otherwise they all get their scores at once, and it then waits.
 //
 // The softmax is the online one (Milakov and Gimelshein, 2018) as FlashAttention-2 arranges it: sums are rescaled when the
 // largest score grows, and divided once at the end. The schedule is FlashAttention-3's within a group.
@@ -192,14 +193,15 @@ __global__ void __launch_bounds__(Tile<kGroups>::kThreads, 1)
         hopper::pin(scores);
         hopper::pin(sums);
         hopper::pin(weights);
-        if (work.in_turn && !(own == 0 && tile == blockIdx.x && block == 1)) hopper::meet(1 + own, 256);
+        if (work.turns != kFree && !(own == 0 && tile == blockIdx.x && block == 1)) hopper::meet(1 + own, 256);
         hopper::begin_products();
         score<T, kDim>(scores, rows_of_queries, block_in(keys));
         const int values = next();
         weigh<T, kDim>(sums, weights, block_in(values), block > 1);
         const bool over = own == kGroups - 1 && block == blocks - 1 && tile + gridDim.x >= work.tiles;
-        if (work.in_turn && !over) hopper::announce(1 + (own + 1) % kGroups, 256);
+        if (work.turns == kIssued && !over) hopper::announce(1 + (own + 1) % kGroups, 256);
         hopper::await_products<1>();
+        if (work.turns == kScored && !over) hopper::announce(1 + (own + 1) % kGroups, 256);
         hopper::pin(scores);
         free(empty + keys);
         if (block == blocks - 1 && last < kKeys) hide(scores, last);

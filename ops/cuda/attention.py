@@ -27,15 +27,16 @@ def attention_tokens(
     _causal: bool,
     *,
     groups: int,
-    in_turn: bool,
+    turns: int,
 ) -> torch.Tensor:
     """softmax(q @ k.T * scale) @ v, operands as in the reference; scores and sums in f32, weights rounded for their
     product with the values.
 
-    groups: of 64 queries in a block; in_turn: whether they begin their products one after the other.
+    groups: of 64 queries in a block; turns: whether they begin their products one after the other: 0 as it comes, 1
+    when those of the group before are under way, 2 when its scores are there.
     """
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    torch.ops.rewriter_cuda.attention(q, k, v, y, _scale(q, scale), groups, in_turn)
+    torch.ops.rewriter_cuda.attention(q, k, v, y, _scale(q, scale), groups, turns)
     return y
 
 
@@ -48,10 +49,10 @@ def attention(
     causal: bool,
     *,
     groups: int,
-    in_turn: bool,
+    turns: int,
 ) -> torch.Tensor:
     """The same with the heads before the tokens."""
-    return attention_tokens(*swapped(q, k, v), mask, scale, causal, groups=groups, in_turn=in_turn).transpose(1, 2)
+    return attention_tokens(*swapped(q, k, v), mask, scale, causal, groups=groups, turns=turns).transpose(1, 2)
 
 
 def takes_tokens(
@@ -84,7 +85,7 @@ def takes(
 
 
 def configs(*_: object) -> Sequence[Config]:
-    return [{"groups": groups, "in_turn": in_turn} for groups in (3, 2) for in_turn in (True, False)]
+    return [{"groups": groups, "turns": turns} for groups in (3, 2) for turns in (2, 1, 0)]
 
 
 def enter() -> None:

@@ -80,14 +80,15 @@ def findings(chip: Chip) -> set[str]:
     return found
 
 
-def test_a_turn_that_is_not_passed_on_is_found(tmp_path: pathlib.Path) -> None:
+def test_a_turn_that_is_waited_for_in_vain_is_found(tmp_path: pathlib.Path) -> None:
     lacks = missing()
     if lacks is not None:
         pytest.skip(lacks)
-    lost = {"attention.cu": ("hopper::announce(1 + (own + 1) % kGroups, 256)", "hopper::announce(1 + own, 256)")}
+    lost = {"attention.cu": ("hopper::meet(1 + own, 256)", "hopper::meet(1 + (own + 1) % kGroups, 256)")}
     chip = Chip(build(tmp_path, "rewriter_planted_turn", ["attention"], lost))
     q, k, v, y = (torch.randn(1, 260, 1, 64).half() for _ in range(4))
     chip.set(seed=1, pace="early")
-    chip.ops.attention(q, k, v, y, 0.125, 3, False)
-    with pytest.raises(RuntimeError, match="no thread can go on"):
-        chip.ops.attention(q, k, v, y, 0.125, 3, True)
+    chip.ops.attention(q, k, v, y, 0.125, 3, 0)
+    for turns in (1, 2):
+        with pytest.raises(RuntimeError, match="no thread can go on"):
+            chip.ops.attention(q, k, v, y, 0.125, 3, turns)
