@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from rewriter.bench.step import Step
-from rewriter.measure.recordings import record, side_stream
+from rewriter.measure.recordings import beside, record
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
@@ -146,12 +146,9 @@ def _graphed(step: Step, _rules: RuleSet) -> Iterator[Running]:
     arguments = step.renewing()
     args, kwargs = arguments()
     held = _renewed(step, args, kwargs)
-    stream = side_stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad(), torch.cuda.stream(stream):
+    with torch.no_grad(), beside():
         for _ in range(2):
             function(*args, **kwargs)
-    torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     with torch.no_grad():

@@ -41,18 +41,16 @@ def compile_candidates(
     def first_of(*call: Any) -> list[Choice]:
         return [dispatch.first_able(*call)] if chooser.untimed(*call) else []
 
-    for calls, wanted in ((every, chooser.untimed), (first, first_of)):
-        collecting = _Collecting(wanted, tasks)
-        for call in calls:
-            with (
+    with _zeros_provided(), torch.no_grad(), torch_ir.plain_executor():
+        for calls, wanted in ((every, chooser.untimed), (first, first_of)):
+            collecting = _Collecting(wanted, tasks)
+            for call in calls:
                 # What fails here will fail where it is timed, and be said there.
-                contextlib.suppress(RuntimeError, NotImplementedError),
-                _zeros_provided(),
-                dispatch.choosing(collecting, remember=False),
-                torch.no_grad(),
-                torch_ir.plain_executor(),
-            ):
-                call()
+                with (
+                    contextlib.suppress(RuntimeError, NotImplementedError),
+                    dispatch.choosing(collecting, remember=False),
+                ):
+                    call()
     if len(set(tasks)) < _FEW:
         return
     _log.info("compiling kernels for %d calls, once for this GPU", len(set(tasks)))

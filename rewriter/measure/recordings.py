@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -59,6 +60,7 @@ class _Pool:
 RUNNING = Pools()
 TIMING = Pools()
 _STREAMS: dict[int, torch.cuda.Stream] = {}
+_LOCK = threading.RLock()
 # torch's allocator of host memory points at graphs whose recording broke.
 _BROKEN: list[torch.cuda.CUDAGraph] = []
 
@@ -71,20 +73,30 @@ def side_stream() -> torch.cuda.Stream:
     return _STREAMS[device]
 
 
+@contextlib.contextmanager
+def beside() -> Iterator[None]:
+    """What the calling thread launches inside goes to the side stream, after what it has launched and before what it
+    launches then. One thread at a time: what another one launches there would be recorded with it."""
+    stream, current = side_stream(), torch.cuda.current_stream()
+    with _LOCK:
+        stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            current.wait_stream(stream)
+
+
 def record(function: Callable[[], Result], pools: Pools | None = None) -> tuple[torch.cuda.CUDAGraph, Result]:
     """The kernels that `function` launches, and what it returned; without `pools` in memory of the graph's own.
 
     Raises what the function raises. One that cannot be recorded (it waits for the device, say) raises RuntimeError;
     later recordings do not suffer from that.
     """
-    stream, current = side_stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    try:
+    with beside():
         if pools is None:
             return _capture(function, {}, lambda: None)
         return _capture(function, {"pool": pools.of_this_device()}, pools.abandon)
-    finally:
-        current.wait_stream(stream)
 
 
 def _capture(
@@ -102,7 +114,7 @@ def _capture(
             raise
 
     # An old graph that is collected during a recording is destroyed, and that makes the recording invalid.
-    with torch.cuda.stream(side_stream()), collector.paused():
+    with beside(), collector.paused():
         # Of other threads nothing is forbidden meanwhile.
         graph.capture_begin(**pool, capture_error_mode="thread_local")
         try:

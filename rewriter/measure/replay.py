@@ -49,9 +49,7 @@ class Replayed:
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._first, self._last = _events()
-        stream = recordings.side_stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with recordings.beside():
             function()
         self.graph, self.repeats = _recorded(function, 1), 1
         # How long the host needs to launch says nothing about the kernels, so a replay tells how many repeats to take.

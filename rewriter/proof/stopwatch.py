@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rewriter.measure.recordings import record, side_stream
+from rewriter.measure.recordings import beside, record
 from rewriter.proof.results import Spread
 
 # Shorter runs are lost between two events.
@@ -51,14 +51,12 @@ def _called(functions: Sequence[Function]) -> tuple[Callable[[], float], int]:
 
 
 def _replayed(functions: Sequence[Function]) -> tuple[Callable[[], float], int]:
-    stream = side_stream()
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with beside():
         for _ in range(2):
-            first.record(stream)
+            first.record()
             functions[0]()
-            last.record(stream)
+            last.record()
     last.synchronize()
     once = max(first.elapsed_time(last) * 1e-3, 1e-6)
     turns = max(1, min(_MOST_CALLS // len(functions), round(_RUN_SECONDS / once / len(functions))))

@@ -111,13 +111,10 @@ class Replay:
 
 def record_kernels(function: Function) -> tuple[Callable[[], None], tuple[torch.Tensor, ...]]:
     """Records what `function` launches as a CUDA graph, in a pool of memory that all graphs of a device share."""
-    from rewriter.measure.recordings import RUNNING, record, side_stream
+    from rewriter.measure.recordings import RUNNING, beside, record
 
-    stream = side_stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with beside():
         function()
-    torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     # What the calls before needed is free now, and the recording's memory comes from elsewhere.
     torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,6 +125,29 @@ def test_what_raises_without_touching_the_device_leaves_the_memory_as_it_is(devi
         record(wrong, pools)
     record(lambda: None, pools)
     assert device.recorded == [0, 0, 0]
+
+
+@pytest.mark.usefixtures("device")
+def test_threads_take_turns() -> None:
+    """They share a stream: what one launches there while another records would be recorded too."""
+    inside, seen, tried = threading.Event(), [], threading.Event()
+
+    def first() -> None:
+        inside.set()
+        tried.wait(5)
+        seen.append("first")
+
+    one = threading.Thread(target=record, args=(first,))
+    other = threading.Thread(target=record, args=(lambda: seen.append("second"),))
+    one.start()
+    assert inside.wait(5)
+    other.start()
+    other.join(0.2)
+    assert not seen
+    tried.set()
+    one.join()
+    other.join()
+    assert seen == ["first", "second"]
 
 
 @pytest.mark.usefixtures("device")
