@@ -31,6 +31,7 @@ void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double 
   require(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && y.dim() == 4, "q, k, v, y: expected four dimensions");
   require(k.size(1) > 0 && k.size(1) == v.size(1), "k, v: expected as many rows, at least one");
   require(scale > 0 && std::isfinite(scale), "scale: expected a positive number");
+  require(turns >= attending::kFree && turns <= attending::kScored, "turns: expected 0, 1 or 2");
   const Kernel kernel = attending::kernel(static_cast<int>(q.size(3)), static_cast<int>(groups),
                                           type == ScalarType::Half);
   require(kernel.address != nullptr, "q, groups: expected heads of 40 or 64 elements, and 2 or 3 groups");

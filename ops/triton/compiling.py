@@ -83,7 +83,8 @@ def main(target: Target) -> None:
         # It will fail where it is launched, and be said there.
         except Exception as error:
             answer = f"{type(error).__name__}: {error}".replace("\n", " ")
-        print(answer, flush=True)  # noqa: T201 - the answer to the process that asked
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

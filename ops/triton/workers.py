@@ -72,9 +72,14 @@ class Workers:
         return None
 
     def _new(self) -> Process:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        process: Process = subprocess.Popen(self._command, text=True, env=self._environment, **pipes)  # type: ignore[call-overload]
-        return process
+        return subprocess.Popen(
+            self._command,
+            text=True,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
 
     def _end_later(self) -> None:
         with self._lock:

@@ -46,10 +46,7 @@ def compile_candidates(
             collecting = _Collecting(wanted, tasks)
             for call in calls:
                 # What fails here will fail where it is timed, and be said there.
-                with (
-                    contextlib.suppress(RuntimeError, NotImplementedError),
-                    dispatch.choosing(collecting, remember=False),
-                ):
+                with contextlib.suppress(RuntimeError), dispatch.choosing(collecting, remember=False):
                     call()
     if len(set(tasks)) < _FEW:
         return

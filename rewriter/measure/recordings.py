@@ -21,7 +21,7 @@ class Pools:
         self._pools: dict[int, _Pool] = {}
 
     def of_this_device(self) -> Any:
-        """The handle that recordings on the current device are given."""
+        """The handle that recordings on the current device are given. To be called inside of `beside`."""
         device = torch.cuda.current_device()
         if device not in self._pools:
             self._pools[device] = _Pool()
@@ -65,7 +65,7 @@ _LOCK = threading.RLock()
 _BROKEN: list[torch.cuda.CUDAGraph] = []
 
 
-def side_stream() -> torch.cuda.Stream:
+def _side_stream() -> torch.cuda.Stream:
     """The stream that everything is recorded on: cuBLAS keeps a workspace of 32 MiB for each stream that it sees."""
     device = torch.cuda.current_device()
     if device not in _STREAMS:
@@ -77,7 +77,7 @@ def side_stream() -> torch.cuda.Stream:
 def beside() -> Iterator[None]:
     """What the calling thread launches inside goes to the side stream, after what it has launched and before what it
     launches then. One thread at a time: what another one launches there would be recorded with it."""
-    stream, current = side_stream(), torch.cuda.current_stream()
+    stream, current = _side_stream(), torch.cuda.current_stream()
     with _LOCK:
         stream.wait_stream(current)
         try:
@@ -102,7 +102,8 @@ def record(function: Callable[[], Result], pools: Pools | None = None) -> tuple[
 def _capture(
     function: Callable[[], Result], pool: dict[str, Any], broken: Callable[[], None]
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """`broken` is called where the recording cannot be ended, because of what was done during it."""
+    """To be called inside of `beside`. `broken` is called where the recording cannot be ended, because of what was done
+    during it."""
     graph = torch.cuda.CUDAGraph()
 
     def end() -> None:
@@ -114,7 +115,7 @@ def _capture(
             raise
 
     # An old graph that is collected during a recording is destroyed, and that makes the recording invalid.
-    with beside(), collector.paused():
+    with collector.paused():
         # Of other threads nothing is forbidden meanwhile.
         graph.capture_begin(**pool, capture_error_mode="thread_local")
         try:

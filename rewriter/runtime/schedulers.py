@@ -66,8 +66,7 @@ class HostStep:
 def attach(pipeline: Any) -> None:
     """Has the pipeline's scheduler step without waiting, if it is one that would wait."""
     scheduler: Any = getattr(pipeline, "scheduler", None)
-    known = type(scheduler).__module__.startswith("diffusers.") and type(scheduler).__name__ in _WAITING
-    if not known:
+    if not _waits(scheduler):
         return
     _users.setdefault(scheduler, weakref.WeakSet()).add(pipeline)
     if "step" not in vars(scheduler):
@@ -78,7 +77,7 @@ def follow(users: Iterable[Any]) -> None:
     """As `attach`, for the pipelines among `users` that have been given another scheduler since."""
     for user in users:
         scheduler = getattr(user, "scheduler", None)
-        if type(scheduler).__name__ in _WAITING and "step" not in vars(scheduler):
+        if _waits(scheduler) and "step" not in vars(scheduler):
             attach(user)
 
 
@@ -90,6 +89,11 @@ def detach(pipeline: Any) -> None:
             del _users[scheduler]
             if isinstance(vars(scheduler).get("step"), HostStep):
                 del scheduler.step
+
+
+def _waits(scheduler: Any) -> bool:
+    kind = type(scheduler)
+    return kind.__name__ in _WAITING and kind.__module__.startswith("diffusers.")
 
 
 def _index(timestep: Any, every: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from collections.abc import Callable
@@ -17,6 +18,15 @@ GPU = torch.device("cuda", 0)
 LIMITS = {"SwPowerCap": 4, "HwSlowdown": 8, "SwThermalSlowdown": 0x20, "HwThermalSlowdown": 0x40}
 
 
+# NVML's functions, and what plays them.
+CALLS = {
+    "nvmlInit": "begin",
+    "nvmlDeviceGetHandleByUUID": "find",
+    "nvmlDeviceGetTotalEnergyConsumption": "energy",
+    "nvmlDeviceGetCurrentClocksEventReasons": "limits",
+}
+
+
 class NVMLError(Exception):
     pass
 
@@ -30,27 +40,27 @@ class Driver(types.ModuleType):
         self.NVMLError = NVMLError
         for name, bit in {**LIMITS, "HwPowerBrakeSlowdown": 0x80}.items():
             setattr(self, f"nvmlClocksEventReason{name}", bit)
+        for name in CALLS:
+            setattr(self, name, functools.partial(self._call, name))
 
-    def _called(self, name: str) -> None:
+    def _call(self, name: str, *given: Any) -> Any:
         if name == self.fails:
             raise NVMLError(name)
+        return getattr(self, CALLS[name])(*given)
 
-    def nvmlInit(self) -> None:  # noqa: N802 - NVML's name
-        self._called("nvmlInit")
+    def begin(self) -> None:
+        pass
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        self._called("nvmlDeviceGetHandleByUUID")
+    def find(self, uuid: str) -> str:
         self.asked = uuid
         return "handle"
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        self._called("nvmlDeviceGetTotalEnergyConsumption")
+    def energy(self, handle: str) -> int:
         assert handle == "handle"
         self.millijoules += 500
         return self.millijoules
 
-    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> int:  # noqa: N802
-        self._called("nvmlDeviceGetCurrentClocksEventReasons")
+    def limits(self, handle: str) -> int:
         assert handle == "handle"
         return self.reasons
 
@@ -83,7 +93,7 @@ def test_idle_clocks_are_not_limited_ones(played: Callable[[Any], None], reasons
     assert meter.held_back() is limited
 
 
-@pytest.mark.parametrize("name", [name for name in vars(Driver) if name.startswith("nvml")])
+@pytest.mark.parametrize("name", CALLS)
 def test_a_driver_that_cannot_tell_gives_no_meter(played: Callable[[Any], None], name: str) -> None:
     played(Driver(fails=name))
     assert Meter.of(GPU) is None

@@ -79,6 +79,14 @@ def test_what_is_not_a_number_stays_in_its_row(chip: Chip) -> None:
     assert found.isnan().sum() == 64
 
 
+def test_other_turns_are_refused(chip: Chip) -> None:
+    """Groups would wait for a turn that nobody passes on."""
+    q, k, v, y = (torch.randn(1, 260, 1, 40).half() for _ in range(4))
+    for turns in (-1, 3):
+        with pytest.raises(RuntimeError, match="turns: expected 0, 1 or 2"):
+            chip.ops.attention(q, k, v, y, 0.2, 2, turns)
+
+
 def test_nothing_is_written_beside_the_result(chip: Chip) -> None:
     q, k, v = (torch.randn(1, 70, 2, 40).half() for _ in range(3))
     margin = 192 * 2 * 40

@@ -48,16 +48,20 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(tmp_path: pathlib.Path, fault: str) -> None:
-    lacks = missing()
-    if lacks is not None:
-        pytest.skip(lacks)
     file, old, new, finding = FAULTS[fault]
-    name = f"rewriter_planted_{list(FAULTS).index(fault)}"
-    found = findings(Chip(build(tmp_path, name, ["convolution"], {file: (old, new)})))
+    found = findings(planted(tmp_path, str(list(FAULTS).index(fault)), "convolution", file, old, new))
     if finding is None:
         assert not found
     else:
         assert any(each in text for each in finding.split("|") for text in found), found
+
+
+def planted(tmp_path: pathlib.Path, name: str, kernel: str, file: str, old: str, new: str) -> Chip:
+    """A chip whose kernel has one piece of its sources exchanged."""
+    lacks = missing()
+    if lacks is not None:
+        pytest.skip(lacks)
+    return Chip(build(tmp_path, f"rewriter_planted_{name}", [kernel], {file: (old, new)}))
 
 
 def findings(chip: Chip) -> set[str]:
@@ -81,11 +85,8 @@ def findings(chip: Chip) -> set[str]:
 
 
 def test_a_turn_that_is_waited_for_in_vain_is_found(tmp_path: pathlib.Path) -> None:
-    lacks = missing()
-    if lacks is not None:
-        pytest.skip(lacks)
-    lost = {"attention.cu": ("hopper::meet(1 + own, 256)", "hopper::meet(1 + (own + 1) % kGroups, 256)")}
-    chip = Chip(build(tmp_path, "rewriter_planted_turn", ["attention"], lost))
+    mine, other = "hopper::meet(1 + own, 256)", "hopper::meet(1 + (own + 1) % kGroups, 256)"
+    chip = planted(tmp_path, "turn", "attention", "attention.cu", mine, other)
     q, k, v, y = (torch.randn(1, 260, 1, 64).half() for _ in range(4))
     chip.set(seed=1, pace="early")
     chip.ops.attention(q, k, v, y, 0.125, 3, 0)

@@ -22,7 +22,7 @@ WAITING = [getattr(diffusers, name) for name in schedulers._WAITING]
 class OnGpu(torch.Tensor):
     """A tensor on the CPU that says that it is on a GPU, and raises where a value would have to come from there."""
 
-    is_cuda = True  # type: ignore[assignment]
+    is_cuda = True
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
