@@ -23,15 +23,13 @@ CUtensorMap heads_of(const Tensor& x, int rows) {
 }
 
 // y = softmax(q @ k.T * scale) @ v for each head. q: [B, S, H, D], k, v: [B, T, H, D] with dense rows of D elements that
-// start at multiples of 16 bytes, y: [B, S, H, D], dense; D is 40 or 64, scale positive. groups: of 64 queries in a block;
-// turns: see Work.
-void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double scale, int64_t groups, int64_t turns) {
+// start at multiples of 16 bytes, y: [B, S, H, D], dense; D is 40 or 64, scale positive. groups: of 64 queries in a block.
+void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double scale, int64_t groups) {
   const auto type = q.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "q: expected f16 or bf16");
   require(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && y.dim() == 4, "q, k, v, y: expected four dimensions");
   require(k.size(1) > 0 && k.size(1) == v.size(1), "k, v: expected as many rows, at least one");
   require(scale > 0 && std::isfinite(scale), "scale: expected a positive number");
-  require(turns >= attending::kFree && turns <= attending::kScored, "turns: expected 0, 1 or 2");
   const Kernel kernel = attending::kernel(static_cast<int>(q.size(3)), static_cast<int>(groups),
                                           type == ScalarType::Half);
   require(kernel.address != nullptr, "q, groups: expected heads of 40 or 64 elements, and 2 or 3 groups");
@@ -42,7 +40,6 @@ void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double 
   work.heads = static_cast<int>(q.size(2));
   work.tiles_of_head = (work.queries + kernel.queries - 1) / kernel.queries;
   work.tiles = work.tiles_of_head * work.heads * static_cast<int>(q.size(0));
-  work.turns = static_cast<int>(turns);
   work.scale = static_cast<float>(scale * 1.4426950408889634);
   work.result = y.mutable_data_ptr();
   CUtensorMap queries = heads_of(q, kernel.queries), keys = heads_of(k, attending::kKeys);
@@ -55,7 +52,7 @@ void attention(const Tensor q, const Tensor k, const Tensor v, Tensor y, double 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
-  library.def("attention(Tensor q, Tensor k, Tensor v, Tensor(a!) y, float scale, int groups, int turns) -> ()");
+  library.def("attention(Tensor q, Tensor k, Tensor v, Tensor(a!) y, float scale, int groups) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) { library.impl("attention", TORCH_BOX(&attention)); }

@@ -193,15 +193,16 @@ __global__ void __launch_bounds__(Tile<kGroups>::kThreads, 1)
         hopper::pin(scores);
         hopper::pin(sums);
         hopper::pin(weights);
-        if (work.turns != kFree && !(own == 0 && tile == blockIdx.x && block == 1)) hopper::meet(1 + own, 256);
+        // Groups take turns: each begins its products when the scores of the one before are there, so that its own
+        // exponentials fall into another's products. In step, both would wait.
+        if (!(own == 0 && tile == blockIdx.x && block == 1)) hopper::meet(1 + own, 256);
         hopper::begin_products();
         score<T, kDim>(scores, rows_of_queries, block_in(keys));
         const int values = next();
         weigh<T, kDim>(sums, weights, block_in(values), block > 1);
-        const bool over = own == kGroups - 1 && block == blocks - 1 && tile + gridDim.x >= work.tiles;
-        if (work.turns == kIssued && !over) hopper::announce(1 + (own + 1) % kGroups, 256);
         hopper::await_products<1>();
-        if (work.turns == kScored && !over) hopper::announce(1 + (own + 1) % kGroups, 256);
+        const bool over = own == kGroups - 1 && block == blocks - 1 && tile + gridDim.x >= work.tiles;
+        if (!over) hopper::announce(1 + (own + 1) % kGroups, 256);
         hopper::pin(scores);
         free(empty + keys);
         if (block == blocks - 1 && last < kKeys) hide(scores, last);

@@ -21,14 +21,9 @@ struct Tile {
   static_assert(kShared <= kSharedLimit && (2 * kSlots + 2) * 8 <= kBarriers);
 };
 
-enum Turns { kFree, kIssued, kScored };
-
 struct Work {
   int queries, keys, heads;
   int tiles_of_head, tiles;
-  // Whether groups begin their products one after the other: kFree as it comes, kIssued when those of the group before are
-  // under way, kScored when its scores are there.
-  int turns;
   float scale;  // of the scores, times log2(e)
   void* result;
 };

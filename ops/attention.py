@@ -38,6 +38,23 @@ def attention_tokens(
     return attention(*swapped(q, k, v), mask, scale, causal).transpose(1, 2)
 
 
+def _fake(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _mask: Optional, _scale: float | None, _causal: bool
+) -> torch.Tensor:
+    """The form of attention's result; fake tensors have no address that could be looked at."""
+    shape = (*torch.broadcast_shapes(*(each.shape[:-2] for each in (q, k, v))), q.shape[-2], v.shape[-1])
+    if len(shape) != 4:
+        return q.new_empty(shape)
+    batch, heads, rows, size = shape
+    return q.new_empty(batch, rows, heads, size).transpose(1, 2)
+
+
+def _fake_tokens(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional, scale: float | None, causal: bool
+) -> torch.Tensor:
+    return _fake(*swapped(q, k, v), mask, scale, causal).transpose(1, 2)
+
+
 def whole_vectors(x: torch.Tensor) -> bool:
     """Whether every row of x starts at a multiple of 16 bytes: torch 2.11's kernels end the process where one does not.
 
@@ -57,5 +74,5 @@ def swapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Te
 
 
 _ARGUMENTS = "Tensor q, Tensor k, Tensor v, Tensor? mask, float? scale, bool causal"
-define(f"attention({_ARGUMENTS}) -> Tensor", attention)
-define(f"attention_tokens({_ARGUMENTS}) -> Tensor", attention_tokens)
+define(f"attention({_ARGUMENTS}) -> Tensor", attention, _fake)
+define(f"attention_tokens({_ARGUMENTS}) -> Tensor", attention_tokens, _fake_tokens)

@@ -27,16 +27,14 @@ def attention_tokens(
     _causal: bool,
     *,
     groups: int,
-    turns: int,
 ) -> torch.Tensor:
     """softmax(q @ k.T * scale) @ v, operands as in the reference; scores and sums in f32, weights rounded for their
     product with the values.
 
-    groups: of 64 queries in a block; turns: whether they begin their products one after the other: 0 as it comes, 1
-    when those of the group before are under way, 2 when its scores are there.
+    groups: of 64 queries in a block.
     """
     y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    torch.ops.rewriter_cuda.attention(q, k, v, y, _scale(q, scale), groups, turns)
+    torch.ops.rewriter_cuda.attention(q, k, v, y, _scale(q, scale), groups)
     return y
 
 
@@ -49,10 +47,9 @@ def attention(
     causal: bool,
     *,
     groups: int,
-    turns: int,
 ) -> torch.Tensor:
     """The same with the heads before the tokens."""
-    return attention_tokens(*swapped(q, k, v), mask, scale, causal, groups=groups, turns=turns).transpose(1, 2)
+    return attention_tokens(*swapped(q, k, v), mask, scale, causal, groups=groups).transpose(1, 2)
 
 
 def takes_tokens(
@@ -85,7 +82,7 @@ def takes(
 
 
 def configs(*_: object) -> Sequence[Config]:
-    return [{"groups": groups, "turns": turns} for groups in (3, 2) for turns in (2, 1, 0)]
+    return [{"groups": groups} for groups in (3, 2)]
 
 
 def enter() -> None:

@@ -18,26 +18,31 @@ class Pools:
     """For each device the memory that the graphs of one purpose share, which are never replayed at the same time."""
 
     def __init__(self) -> None:
-        self._pools: dict[int, _Pool] = {}
+        # None: one was abandoned, and what it held has not been given back.
+        self._pools: dict[int, _Pool | None] = {}
 
     def of_this_device(self) -> Any:
         """The handle that recordings on the current device are given. To be called inside of `beside`."""
         device = torch.cuda.current_device()
-        if device not in self._pools:
-            self._pools[device] = _Pool()
-        return self._pools[device].handle
+        pool = self._pools.get(device) or _Pool()
+        self._pools[device] = pool
+        return pool.handle
 
     def forget(self) -> None:
         """Of the current device: graphs to come get other memory than those that stay. What no graph holds any more is
         given back."""
-        if self._pools.pop(torch.cuda.current_device(), None) is not None:
+        device = torch.cuda.current_device()
+        if device in self._pools:
+            del self._pools[device]
             torch.cuda.empty_cache()
 
     def abandon(self) -> None:
         """Of the current device, after a recording that could not be ended: torch refuses to use the pool again."""
-        pool = self._pools.pop(torch.cuda.current_device(), None)
+        device = torch.cuda.current_device()
+        pool = self._pools.get(device)
         if pool is not None:
             pool.release()
+            self._pools[device] = None
 
 
 class _Pool:

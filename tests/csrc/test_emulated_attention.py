@@ -55,7 +55,7 @@ def test_large_scores(chip: Chip, groups: int) -> None:
     q, k, v = (torch.randn(1, 300, 2, 64).half() for _ in range(3))
     q *= 30
     chip.set(seed=1, pace="random")
-    found = attention.attention_tokens(q, k, v, None, 4.0, False, groups=groups, turns=2)
+    found = attention.attention_tokens(q, k, v, None, 4.0, False, groups=groups)
     torch.testing.assert_close(found.double(), exact(q, k, v, 4.0), rtol=2e-3, atol=2e-3)
 
 
@@ -63,7 +63,7 @@ def test_heads_before_tokens(chip: Chip) -> None:
     torch.manual_seed(3)
     q, k, v = (torch.randn(2, 3, 140, 40).half() for _ in range(3))
     chip.set(pace="apart")
-    found = attention.attention(q, k, v, None, None, False, groups=2, turns=0)
+    found = attention.attention(q, k, v, None, None, False, groups=2)
     assert found.shape == q.shape
     right = exact(*(each.transpose(1, 2) for each in (q, k, v)), 40**-0.5).transpose(1, 2)
     torch.testing.assert_close(found.double(), right, rtol=2e-3, atol=2e-3)
@@ -74,17 +74,9 @@ def test_what_is_not_a_number_stays_in_its_row(chip: Chip) -> None:
     q, k, v = (torch.randn(1, 200, 1, 64).half() for _ in range(3))
     q[0, 7, 0, 3] = math.nan
     chip.set(pace="late")
-    found = attention.attention_tokens(q, k, v, None, None, False, groups=2, turns=0)
+    found = attention.attention_tokens(q, k, v, None, None, False, groups=2)
     assert found[0, 7].isnan().all()
     assert found.isnan().sum() == 64
-
-
-def test_other_turns_are_refused(chip: Chip) -> None:
-    """Groups would wait for a turn that nobody passes on."""
-    q, k, v, y = (torch.randn(1, 260, 1, 40).half() for _ in range(4))
-    for turns in (-1, 3):
-        with pytest.raises(RuntimeError, match="turns: expected 0, 1 or 2"):
-            chip.ops.attention(q, k, v, y, 0.2, 2, turns)
 
 
 def test_nothing_is_written_beside_the_result(chip: Chip) -> None:
@@ -92,7 +84,7 @@ def test_nothing_is_written_beside_the_result(chip: Chip) -> None:
     margin = 192 * 2 * 40
     memory = torch.full((q.numel() + 2 * margin,), math.nan, dtype=torch.float16)
     y = memory[margin:-margin].view(q.shape)
-    chip.ops.attention(q, k, v, y, 0.2, 3, 1)
+    chip.ops.attention(q, k, v, y, 0.2, 3)
     assert memory[:margin].isnan().all()
     assert memory[-margin:].isnan().all()
     assert not y.isnan().any()

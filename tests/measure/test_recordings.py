@@ -50,6 +50,10 @@ class Device:
         self.recorded: list[Any] = []
         self.handles = iter(range(100))
         self.invalid = False
+        self.emptied = 0
+
+    def empty_cache(self) -> None:
+        self.emptied += 1
 
     def end_allocate(self, _device: int, pool: Any) -> None:
         self.underway.remove(pool)
@@ -65,7 +69,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
         "current_stream": Stream,
         "current_device": lambda: 0,
         "graph_pool_handle": lambda: next(made.handles),
-        "empty_cache": lambda: None,
+        "empty_cache": made.empty_cache,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", made.end_allocate, raising=False)
@@ -103,6 +107,15 @@ def test_one_that_breaks_says_why_and_costs_the_later_ones_nothing(device: Devic
     assert len(recordings._BROKEN) == 1
     record(lambda: None, pools)
     assert device.recorded == [0, 1, 1]
+
+
+def test_what_a_broken_one_held_is_given_back_when_its_purpose_ends(device: Device) -> None:
+    pools = Pools()
+    with pytest.raises(RuntimeError, match="not permitted"):
+        record(waits(device), pools)
+    pools.forget()
+    pools.forget()
+    assert device.emptied == 1
 
 
 def test_one_that_was_made_invalid_is_an_error_too(device: Device) -> None:
