@@ -29,8 +29,8 @@ CHOSEN: dict[tuple[str, str], Choice] = {}
 _FORCED: dict[str, Choice] = {}
 _EXCLUDED: dict[tuple[str, str], str] = {}
 _COUNTERS: list[Counter[tuple[str, str]]] = []
-# Each with whether its choices hold beyond the call.
-_CHOOSERS: list[tuple[Callable[[Op, tuple[Any, ...], str], Choice], bool]] = []
+# Each with where its choices are kept.
+_CHOOSERS: list[tuple[Callable[[Op, tuple[Any, ...], str], Choice], dict[tuple[str, str], Choice]]] = []
 
 
 class Dispatcher:
@@ -57,15 +57,14 @@ class Dispatcher:
         if len(op.providers) == 1:
             return _REFERENCE
         key = (op.name, signature(arguments))
-        if key not in CHOSEN:
-            if not _CHOOSERS:
-                return first_able(op, arguments)
-            chooser, remember = _CHOOSERS[-1]
-            choice = chooser(op, arguments, key[1])
-            if not remember:
-                return choice
-            CHOSEN[key] = choice
-        return CHOSEN[key]
+        if key in CHOSEN:
+            return CHOSEN[key]
+        if not _CHOOSERS:
+            return first_able(op, arguments)
+        chooser, chosen = _CHOOSERS[-1]
+        if key not in chosen:
+            chosen[key] = chooser(op, arguments, key[1])
+        return chosen[key]
 
 
 _REFERENCE = Choice(registry.REFERENCE)
@@ -128,9 +127,9 @@ def counted() -> Iterator[Counter[tuple[str, str]]]:
 def choosing(chooser: Callable[[Op, tuple[Any, ...], str], Choice], *, remember: bool = True) -> Iterator[None]:
     """`chooser(op, arguments, signature)` decides about calls inside that nothing has decided about yet.
 
-    `remember`: for later calls too.
+    `remember`: for calls after these too.
     """
-    _CHOOSERS.append((chooser, remember))
+    _CHOOSERS.append((chooser, CHOSEN if remember else {}))
     try:
         yield
     finally:

@@ -87,8 +87,9 @@ def configs(*_: object) -> Sequence[Config]:
 
 def enter() -> None:
     """Adds the providers. The library must be loaded."""
-    provide("attention", "cuda", attention, takes, configs, measured=True)
-    provide("attention_tokens", "cuda", attention_tokens, takes_tokens, configs, measured=True)
+    # Triton's kernels have not won against it for as many keys as it takes, and compile slowly.
+    provide("attention", "cuda", attention, takes, configs, ("triton",), measured=True)
+    provide("attention_tokens", "cuda", attention_tokens, takes_tokens, configs, ("triton",), measured=True)
 
 
 def _scale(q: torch.Tensor, scale: float | None) -> float:

@@ -7,6 +7,7 @@ Each line of its input is a task as `ahead.task` writes it; the answer is "compi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -49,13 +50,24 @@ def compile_launches(target: Target) -> dict[str, Any]:
 
     def compiling(self: Any, *args: Any, **kwargs: Any) -> Any:
         kernel = run(self, *args, **(kwargs | {"warmup": True}))
-        kernels.setdefault(kernel.hash, kernel)
+        if kernel.hash not in kernels:
+            kernels[kernel.hash] = kernel
+            _build_launcher(kernel)
         return kernel
 
     JITFunction.run = compiling
     driver.set_active(_Driver(target.capability))
     device.assume(divmod(target.capability, 10), target.multiprocessors)
     return kernels
+
+
+def _build_launcher(kernel: Any) -> None:
+    """Triton 3.6 launches each signature of arguments by a function of its own in C, which the first launch would wait
+    for; others have one for all, and nothing to build."""
+    with contextlib.suppress(Exception):
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        CudaLauncher(kernel.src, kernel.metadata)
 
 
 def argument(described: dict[str, Any]) -> Any:

@@ -75,14 +75,12 @@ class _Collecting:
 
 
 def begin() -> None:
-    """Begins in the background what `compile_candidates` takes seconds for before it compiles, where nothing has been
-    timed on this GPU yet. To be called once it is known that one will be used."""
+    """Begins in the background what `compile_candidates` takes seconds for before it compiles."""
     # Where Triton cannot be imported, `providers.load` says so.
     with contextlib.suppress(ImportError):
         from rewriter.ops.triton import ahead
 
-        if not TimingCache("cuda").choices:
-            ahead.start(_this_gpu())
+        ahead.start(_this_gpu())
 
 
 def _this_gpu() -> Any:

@@ -8,8 +8,8 @@ import hashlib
 import logging
 import math
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from rewriter.ops import dispatch, registry
 from rewriter.ops.dispatch import Choice
 
 logger = logging.getLogger("rewriter")
+_Found = TypeVar("_Found")
 
 _SAMPLES = 3
 _PART = 2**21
@@ -89,50 +90,70 @@ class ProviderChooser:
     def _fastest(
         self, op: registry.Op, choices: Sequence[Choice], arguments: tuple[Any, ...], signature: str
     ) -> tuple[Choice, float]:
-        expected = op.reference(*arguments)
-        best, least = Choice(registry.REFERENCE), float("inf")
-        for choice in choices:
-            seconds = self._seconds(op, choice, arguments, expected, least, signature, alone=len(choices) == 1)
-            if seconds < least:
-                best, least = choice, seconds
-        return best, least
+        """And its seconds. Only what would be taken is compared with the reference: for a large result that takes
+        longer than timing it."""
+        found: list[tuple[float, int]] = []
+        for index, choice in enumerate(choices):
+            # One that has nothing to be timed against is only tried.
+            least = min(found, default=(float("inf"), 0))[0]
+            seconds = 0.0 if len(choices) == 1 else self._seconds(op, choice, arguments, least, signature)
+            if seconds < float("inf"):
+                found.append((seconds, index))
+        expected = None
+        for seconds, index in sorted(found):
+            choice = choices[index]
+            if choice.provider == registry.REFERENCE:
+                return choice, seconds
+            if expected is None:
+                expected = op.reference(*arguments)
+            if self._right(op, choice, arguments, expected, signature):
+                return choice, seconds
+        return Choice(registry.REFERENCE), float("inf")
 
     def _seconds(
-        self,
-        op: registry.Op,
-        choice: Choice,
-        arguments: tuple[Any, ...],
-        expected: Any,
-        least: float,
-        signature: str,
-        *,
-        alone: bool,
+        self, op: registry.Op, choice: Choice, arguments: tuple[Any, ...], least: float, signature: str
     ) -> float:
-        """Of a call; infinite where it fails. Of one that is clearly slower than `least` only the first estimate. One
-        that has nothing to be compared with is only tried."""
+        """Of a call; infinite where it fails. Of one that is clearly slower than `least` only the first estimate."""
+        call = _call(op, choice, arguments)
 
-        def call() -> Any:
-            return op.providers[choice.provider].fn(*arguments, **choice.config)
-
-        try:
+        def seconds() -> float:
             if choice.provider != registry.REFERENCE:
-                distance = _distance(call(), expected)
-                if not distance < _LIMITS.get(_first(expected).dtype, 0.0):
-                    raise ArithmeticError(f"its result is off by {distance:.1e} (relative L2 error)")
-                if alone:
-                    return 0.0
+                call()
                 estimate = launched_seconds(call)
                 if estimate > max(_LONG_SECONDS, FAR_BEHIND * least):
                     return estimate
             watch = stopwatch(call, "cuda")
             return min(watch.seconds() for _ in range(_SAMPLES))
+
+        return self._attempted(seconds, float("inf"), op, choice, signature)
+
+    def _right(
+        self, op: registry.Op, choice: Choice, arguments: tuple[Any, ...], expected: Any, signature: str
+    ) -> bool:
+        def right() -> bool:
+            distance = _distance(_call(op, choice, arguments)(), expected)
+            if distance < _LIMITS.get(_first(expected).dtype, 0.0):
+                return True
+            raise ArithmeticError(f"its result is off by {distance:.1e} (relative L2 error)")
+
+        return self._attempted(right, False, op, choice, signature)
+
+    def _attempted(
+        self, function: Callable[[], _Found], failed: _Found, op: registry.Op, choice: Choice, signature: str
+    ) -> _Found:
+        try:
+            return function()
         # Of compilers, drivers and kernels: none may end what asked for the choice.
         except Exception as error:
             cause = cause_of(error)
             self.problems.setdefault(f"{op.name} by {choice.provider}", cause)
             config = dict(choice.config)
             logger.warning("%s by %s %s is left out for %s: %s", op.name, choice.provider, config, signature, cause)
-            return float("inf")
+            return failed
+
+
+def _call(op: registry.Op, choice: Choice, arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    return lambda: op.providers[choice.provider].fn(*arguments, **choice.config)
 
 
 @contextlib.contextmanager

@@ -62,9 +62,12 @@ def fastest(candidates: Sequence[Rewritten], inputs: Inputs, device: str, cache:
     unknown = {key: one for key, one in zip(keys, candidates, strict=True) if key not in best}
     for turn in range(_TURNS):
         leader = min(best.values(), default=float("inf"))
-        behind = _CLOSE if device == "cuda" and leader > _STEADY else FAR_BEHIND
+        steady = device == "cuda" and leader > _STEADY
+        close = [key for key, found in best.items() if found <= leader * (_CLOSE if steady else FAR_BEHIND)]
+        if turn and steady and len(close) < 2:
+            break
         for key, one in unknown.items():
-            if not (turn and best[key] > leader * behind):
+            if not turn or key in close:
                 best[key] = min(best.get(key, float("inf")), best_of(functools.partial(inputs.call, one), device) * 1e6)
     for key in unknown:
         if best[key] < float("inf"):

@@ -102,11 +102,13 @@ def _build(
     with _timed(seconds, "load", name):
         target = rewrite_target([*example.flat.tensors, *call.weights])
         if target.device == "cuda":
-            _begin(options)
+            providers.begin()
         start.look_for(module, example.forward, snapshot, example.flat, example.live, example.expected, target)
         recording = start.recording(example.expected)
     traced = recording is None
     if recording is None:
+        if target.device == "cuda" and options.measure:
+            _begin_compiling()
         with _timed(seconds, "trace", name):
             recording = _record(module, example, snapshot, start)
     weights = select(recording, call.weights)
@@ -233,13 +235,11 @@ def _unread(done: Applied, weights: int) -> frozenset[int]:
     return frozenset(index for index, value in enumerate(inputs) if not value.uses())
 
 
-def _begin(options: Options) -> None:
-    """Begins beside the caller what a GPU's kernels take longest for."""
-    providers.begin()
-    if options.measure:
-        from rewriter.measure import compiling
+def _begin_compiling() -> None:
+    """Begins beside the caller, while a network is traced, what its kernels take longest for."""
+    from rewriter.measure import compiling
 
-        compiling.begin()
+    compiling.begin()
 
 
 def _losses(done: Applied, options: Options) -> frozenset[str]:

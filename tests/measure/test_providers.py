@@ -131,6 +131,23 @@ def test_a_wrong_result_is_left_out_and_said(
     assert "off by" in chooser.problems["double by wrong"]
 
 
+def test_after_a_wrong_one_the_next_is_compared_and_slower_ones_are_not(
+    chooser: providers.ProviderChooser, op: registry.Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[str] = []
+    distance = providers._distance
+    monkeypatch.setattr(providers, "_distance", lambda *given: (compared.append(ran[-1]), distance(*given))[1])
+    SECONDS["torch"] = 9e-6
+    made = {
+        "wrong": provider("wrong", lambda x: x * 3, 1e-6),
+        "right": provider("right", lambda x: x * 2, 2e-6),
+        "slow": provider("slow", lambda x: x * 3, 3e-6),
+    }
+    assert choose(chooser, op, torch.randn(8) + 1, **made).provider == "right"
+    assert compared == ["wrong", "right"]
+    assert list(chooser.problems) == ["double by wrong"]
+
+
 class CompilerError(Exception):
     """As Triton's, which are no RuntimeError."""
 

@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -116,6 +117,24 @@ def test_the_worker_answers_line_by_line(tmp_path: pathlib.Path) -> None:
         check=True,
     )
     assert done.stdout == "KeyError: 'no such op'\ncompiled\n"
+
+
+@pytest.mark.parametrize("error", [None, AssertionError("libcuda.so cannot be found")])
+def test_what_launches_a_kernel_is_built_with_it_where_there_is_something_to_build(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """By Triton 3.6 the first launch of each signature would else wait for a C compiler."""
+    driver = pytest.importorskip("triton.backends.nvidia.driver")
+    built: list[Any] = []
+
+    def launcher(*described: Any) -> None:
+        built.append(described)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(driver, "CudaLauncher", launcher)
+    compiling._build_launcher(types.SimpleNamespace(src="source", metadata="metadata"))
+    assert built == [("source", "metadata")]
 
 
 def test_the_process_is_kept_for_the_next_kernels(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
