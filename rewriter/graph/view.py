@@ -6,6 +6,7 @@ rewrite. A list that is unpacked at once counts as the several results of the op
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -86,6 +87,12 @@ class Value:
     def infer(self, facts: Callable[[], TensorFacts | None]) -> None:
         """Sets where the facts come from, should somebody ask."""
         self._infer = facts
+
+    def outlive_graph(self) -> None:
+        """Keeps what facts come from: those of a value that took this one's place may be asked for when the graph has
+        lost it."""
+        if not self.known_facts and self._infer is None:
+            self._infer = functools.partial(facts_of_type, self.ir.type())
 
     @property
     def constant(self) -> Constant | NotConstant:
@@ -229,7 +236,11 @@ class View:
 
     def sweep(self) -> None:
         """Takes replaced nodes out of the graph. Until then one may read a value that is made after it."""
-        destroy([node for node in self.nodes if not node.alive])
+        replaced = [node for node in self.nodes if not node.alive]
+        for node in replaced:
+            for value in node.outputs:
+                value.outlive_graph()
+        destroy(replaced)
         self.nodes = list(self.alive())
         self.by_op = {}
 

@@ -163,6 +163,18 @@ def test_origins_follow_through_rewrites(bench: Any) -> None:
     assert made == {"aten::abs": "rest", "aten::neg": "pair"}
 
 
+def test_what_takes_a_place_has_its_facts_after_the_graph_has_lost_the_other(bench: Any) -> None:
+    """They are asked for late, where a region is cut out to be timed: Flux's attention could not be."""
+    rules = bench.rules(
+        {"id": "pair", "match": "b = aten::cos(a)\ny = aten::exp(b)", "replace": "y = aten::tan(a)"},
+        {"id": "single", "match": "y = aten::sin(x)", "replace": "y = aten::abs(x)", "phase": "lower"},
+    )
+    found = bench.check(CHAIN, rules)
+    assert found.fired == ["pair", "single"]
+    for node in found.result.view.alive():
+        assert node.outputs[0].facts.shape == (2, 4)
+
+
 def test_scopes_name_the_module(bench: Any, traced: Any) -> None:
     class Inner(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
