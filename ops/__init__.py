@@ -17,6 +17,7 @@ from rewriter.ops import (
     registry,
     rotary,
     single_key,
+    token_cat,
     upsample,
 )
 from rewriter.ops.registry import OPS, Op, Provider
@@ -41,5 +42,6 @@ __all__ = [
     "registry",
     "rotary",
     "single_key",
+    "token_cat",
     "upsample",
 ]

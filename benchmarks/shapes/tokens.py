@@ -89,6 +89,13 @@ def _blend_frames(n: int, f: int, c: int, h: int, w: int) -> Make:
     return lambda d: (frames(d), frames(d), d(n, 1, f, 1, 1))
 
 
+def _values(d: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    def slice_of(rows: int) -> torch.Tensor:
+        return d(1, rows, 9216, dtype=_BF16)[..., 6144:].unflatten(-1, (24, 128))
+
+    return slice_of(512), slice_of(4096)
+
+
 def _flux_mlp(d: Draw) -> tuple[Any, ...]:
     x, left = d(1, 4608, 3072, dtype=_BF16), d(1, 4608, 3072, dtype=_BF16)
     return left, x, d(12288, 3072, dtype=_BF16, scale=3072**-0.5), d(12288, dtype=_BF16), "gelu_tanh"
@@ -113,6 +120,7 @@ CASES: list[Case] = [
         lambda d: (_heads(d, 4608), d(128, dtype=_BF16), 1e-6, *_tables(d, 4608)),
     ),
     Case("rms_norm_rope_joint", "Flux double: 1x(512+4096)x24x128", _joint),
+    Case("token_cat", "Flux double: 1x(512+4096)x24x128 of 3x24x128", _values),
     Case("linear_act_cat", "Flux single: 4608x3072 to 3072 + 12288", _flux_mlp),
     *(Case("blend", _label(*shape), _blend_tokens(*shape[1:])) for shape in _NORMS[6:]),
     Case("blend_reshaped", "SVD 72x128: 2x25x9216x320", _blend_pixels(2, 25, 9216, 320)),

@@ -1,4 +1,5 @@
-"""Elementwise kernels over up to three operands that broadcast: sums, the gated residual, GELUs, GEGLU, blending."""
+"""Elementwise kernels over up to three operands that broadcast: sums, the gated residual, GELUs, GEGLU, blending, and
+copies beside each other."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from rewriter.ops.blend import blend, blend_reshaped
 from rewriter.ops.layer_norm import gate_add
 from rewriter.ops.registry import provide
 from rewriter.ops.single_key import add_row
+from rewriter.ops.token_cat import token_cat
 from rewriter.ops.triton.overlap import overlapping, wait_for_earlier
 from rewriter.ops.triton.rows import LARGEST, blank, like, refusal, rows_in_order
 
@@ -179,3 +181,37 @@ def _blend_reshaped(
 
 
 provide("blend_reshaped", "triton", _blend_reshaped, _blend_reshaped_supports, _blend_reshaped_configs)
+
+
+def _token_cat_parts(out: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return out[:, : first.shape[1]], out[:, first.shape[1] :]
+
+
+def _token_cat_blank(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two parts of the result, without data."""
+    return _token_cat_parts(token_cat(blank(first), blank(second)), first)
+
+
+def _token_cat_supports(first: torch.Tensor, second: torch.Tensor) -> str | None:
+    if not first.dim() == second.dim() == 4 or first.dtype != second.dtype:
+        return "parts of two kinds"
+    reason = refusal(first, second)
+    if reason is not None:
+        return reason
+    one, other = _token_cat_blank(first, second)
+    return fits(one, first) or fits(other, second)
+
+
+def _token_cat_configs(first: torch.Tensor, second: torch.Tensor) -> Sequence[Mapping[str, Any]]:
+    parts = zip(_token_cat_blank(first, second), (first, second), strict=True)
+    return tiles(*max(parts, key=lambda pair: pair[0].numel()))
+
+
+def _token_cat(first: torch.Tensor, second: torch.Tensor, **config: Any) -> torch.Tensor:
+    out = like(token_cat(blank(first), blank(second)), first.device)
+    for part, operand in zip(_token_cat_parts(out, first), (first, second), strict=True):
+        run("copy", part, operand, **(config or tiles(part, operand)[0]))
+    return out
+
+
+provide("token_cat", "triton", _token_cat, _token_cat_supports, _token_cat_configs)

@@ -211,6 +211,7 @@ def token_cases() -> list[Case]:
         ),
         Case("quick_gelu", "63", lambda d: (d(2, 5, 63),), ACTIVATIONS["quick_gelu"]),
         Case("only_row", "63", lambda d: (d(3, 1, 7, 9),), lambda x: x.reshape(3, 1, 63)),
+        Case("token_cat", "63", lambda d: (d(2, 5, 3, 7), d(2, 4, 3, 7)), lambda *parts: torch.hstack(parts)),
         Case("add_row", "63", lambda d: (d(2, 5, 63), d(2, 1, 63)), lambda x, row: x + row.expand(2, 5, 63)),
     ]
 

@@ -73,6 +73,8 @@ _CALLS: dict[str, tuple[str, Callable[[Draw], tuple[Any, ...]]]] = {
         "add_layer_norm",
         lambda d: (d(2, 5, 33), d(2, 5, 33, dtype=torch.float32), *_affine(d, 33)),
     ),
+    "token_cat 8": ("token_cat", lambda d: (d(2, 5, 3, 8), d(2, 9, 3, 8))),
+    "token_cat odd": ("token_cat", lambda d: (d(1, 1, 2, 33), d(1, 300, 2, 33))),
     "layer_norm_modulate 63": (
         "layer_norm_modulate",
         lambda d: (d(2, 5, 63), *_affine(d, 63), d(2, 1, 63), d(2, 1, 63)),
