@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,32 @@ def test_the_fastest_whole_graph_is_taken_and_remembered(monkeypatch: pytest.Mon
         assert [done.kept for done in found.rewritten.rewrites] == [False]
     # Two turns for the first; the other is far behind after one.
     assert timed == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "turns"),
+    [
+        pytest.param({"a": 0.5}, "a", id="alone"),
+        pytest.param({"a": 0.5, "b": 0.6}, "ab", id="apart"),
+        pytest.param({"a": 0.5, "b": 0.51}, "abab", id="close"),
+        pytest.param({"a": 1e-3}, "aa", id="short"),
+    ],
+)
+def test_long_graphs_are_timed_again_where_that_can_change_something(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], turns: str
+) -> None:
+    """On a GPU, where they take the same time again and again."""
+    timed: list[str] = []
+
+    def best_of(make: Callable[[], str], _: str) -> float:
+        timed.append(make())
+        return seconds[timed[-1]]
+
+    monkeypatch.setattr(whole, "best_of", best_of)
+    monkeypatch.setattr(whole.Inputs, "call", lambda _, candidate: candidate.graph)
+    candidates: Any = [types.SimpleNamespace(graph=name) for name in seconds]
+    assert whole.fastest(candidates, whole.Inputs([], 0), "cuda", cache.TimingCache("cpu")).graph == "a"
+    assert "".join(timed) == turns
 
 
 def spoiling(weights: Sequence[torch.Tensor]) -> Callable[[Sequence[Prepared]], list[torch.Tensor]]:

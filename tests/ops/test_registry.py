@@ -76,6 +76,25 @@ def test_an_excluded_provider_serves_only_where_it_is_forced(monkeypatch: pytest
         assert torch.equal(torch.ops.rewriter.quick_gelu(torch.ones(3)), torch.zeros(3))
 
 
+@pytest.mark.usefixtures("zeros")
+def test_a_choice_that_is_not_remembered_holds_as_long_as_its_block(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(dispatch.providers, "load", dict)
+    asked = []
+
+    def choose(_op, _arguments, signature):
+        asked.append(signature)
+        return dispatch.Choice("zeros")
+
+    x = torch.randn(3)
+    for _ in range(2):
+        with dispatch.choosing(choose, remember=False):
+            for _ in range(2):
+                assert not torch.ops.rewriter.quick_gelu(x).any()
+    assert asked == [dispatch.signature((x,))] * 2
+    assert ("quick_gelu", asked[0]) not in dispatch.CHOSEN
+
+
 def test_signatures_tell_calls_apart_that_may_take_another_time():
     x = torch.ones(4, 6)
     same = dispatch.signature((x, 3, None))
