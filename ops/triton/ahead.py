@@ -14,7 +14,7 @@ import os
 import pathlib
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,33 +44,56 @@ def task(op: str, provider: str, config: dict[str, Any], arguments: Sequence[Any
 
 
 def start(target: Target) -> None:
-    """Processes that `compile_ahead` will need soon start in the background."""
+    """Processes that will be needed soon start in the background."""
     _workers(target).start(_processes())
 
 
-def compile_ahead(tasks: Sequence[str], target: Target, processes: int | None = None) -> int:
-    """Compiles what the calls would launch, in `processes` (default: one for each of 16 cores).
+class Compilation:
+    """Compiles what calls would launch while more of them are added.
 
-    Returns how many compiled; what fails here will fail where it matters.
+    `processes`: at most (default: one for each of 16 cores). `fewest`: of different calls, before any process is asked.
     """
-    wanted = list(dict.fromkeys(tasks))
-    count = min(processes or _processes(), len(wanted))
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for each in wanted:
-        waiting.put(each)
-    done: list[bool] = []
-    threads = [
-        threading.Thread(target=_feed, args=(waiting, done, _workers(target)), daemon=True) for _ in range(count)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if sum(done) < len(wanted):
-        # Each takes about a second where it is launched, which nobody else explains.
-        level = logging.INFO if any(done) else logging.WARNING
-        _log.log(level, "compiled %d of %d kernels ahead; the others are compiled one by one", sum(done), len(wanted))
-    return sum(done)
+
+    def __init__(self, target: Target, processes: int | None = None, fewest: int = 1) -> None:
+        self.tasks: dict[str, None] = {}
+        self._target, self._fewest = target, fewest
+        self._processes = processes or _processes()
+        # None is the end.
+        self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._done: list[bool] = []
+
+    def add(self, task: str) -> None:
+        """A call as `task` describes it, each once."""
+        if task in self.tasks:
+            return
+        self.tasks[task] = None
+        self._waiting.put(task)
+        while self._fewest <= len(self.tasks) > len(self._threads) < self._processes:
+            feeding = (self._waiting, self._done, _workers(self._target))
+            self._threads.append(threading.Thread(target=_feed, args=feeding, daemon=True))
+            self._threads[-1].start()
+
+    def wait(self) -> int:
+        """How many compiled, when all are done; what fails here will fail where it matters."""
+        for _ in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+        done, wanted = sum(self._done), len(self.tasks)
+        if self._threads and done < wanted:
+            # Each takes about a second where it is launched, which nobody else explains.
+            level = logging.INFO if done else logging.WARNING
+            _log.log(level, "compiled %d of %d kernels ahead; the others are compiled one by one", done, wanted)
+        return done
+
+
+def compile_ahead(tasks: Iterable[str], target: Target, processes: int | None = None) -> int:
+    """Compiles calls in one go. Returns how many compiled."""
+    compilation = Compilation(target, processes)
+    for each in tasks:
+        compilation.add(each)
+    return compilation.wait()
 
 
 def _processes() -> int:
@@ -96,14 +119,17 @@ def _workers(target: Target) -> Workers:
     return workers(command, environment)
 
 
-def _feed(waiting: queue.SimpleQueue[str], done: list[bool], among: Workers) -> None:
-    """Has one process compile one call after the other, until none is left or it does not answer."""
+def _feed(waiting: queue.SimpleQueue[str | None], done: list[bool], among: Workers) -> None:
+    """Has one process compile one call after the other, until the end or until it does not answer."""
     try:
-        with among.taken() as process, contextlib.suppress(queue.Empty):
-            while answer := ask(process, waiting.get_nowait()):
+        with among.taken() as process:
+            while task := waiting.get():
+                answer = ask(process, task)
+                if not answer:
+                    process.kill()
+                    process.wait()
+                    return
                 done.append(answer.strip() == "compiled")
-            process.kill()
-            process.wait()
     except OSError as error:
         _log.info("compiling ahead ended early: %s", error)
 

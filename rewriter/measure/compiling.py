@@ -35,30 +35,33 @@ def compile_candidates(
         return
     from rewriter.ops.triton import ahead
 
-    tasks: list[str] = []
+    kernels = ahead.Compilation(_this_gpu(), fewest=_FEW)
     chooser = ProviderChooser(cache)
 
     def first_of(*call: Any) -> list[Choice]:
         return [dispatch.first_able(*call)] if chooser.untimed(*call) else []
 
-    with _zeros_provided(), torch.no_grad(), torch_ir.plain_executor():
-        for calls, wanted in ((every, chooser.untimed), (first, first_of)):
-            collecting = _Collecting(wanted, tasks)
-            for call in calls:
-                # What fails here will fail where it is timed, and be said there.
-                with contextlib.suppress(RuntimeError), dispatch.choosing(collecting, remember=False):
-                    call()
-    if len(set(tasks)) < _FEW:
-        return
-    _log.info("compiling kernels for %d calls, once for this GPU", len(set(tasks)))
-    ahead.compile_ahead(tasks, _this_gpu())
+    try:
+        with _zeros_provided(), torch.no_grad(), torch_ir.plain_executor():
+            for calls, wanted in ((every, chooser.untimed), (first, first_of)):
+                collecting = _Collecting(wanted, kernels.add)
+                for call in calls:
+                    # What fails here will fail where it is timed, and be said there.
+                    with contextlib.suppress(RuntimeError), dispatch.choosing(collecting, remember=False):
+                        call()
+    finally:
+        if len(kernels.tasks) >= _FEW:
+            _log.info("compiling kernels for %d calls, once for this GPU", len(kernels.tasks))
+        kernels.wait()
 
 
 class _Collecting:
-    """Has zeros serve every call, and adds to the tasks what would have to be compiled for it."""
+    """Has zeros serve every call, and adds what would have to be compiled for it."""
 
-    def __init__(self, wanted: Callable[[registry.Op, tuple[Any, ...], str], list[Choice]], tasks: list[str]) -> None:
-        self._wanted, self._tasks = wanted, tasks
+    def __init__(
+        self, wanted: Callable[[registry.Op, tuple[Any, ...], str], list[Choice]], add: Callable[[str], None]
+    ) -> None:
+        self._wanted, self._add = wanted, add
         self._seen: set[tuple[str, str]] = set()
 
     def __call__(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
@@ -66,11 +69,9 @@ class _Collecting:
 
         if (op.name, signature) not in self._seen:
             self._seen.add((op.name, signature))
-            self._tasks.extend(
-                ahead.task(op.name, choice.provider, dict(choice.config), arguments)
-                for choice in self._wanted(op, arguments, signature)
-                if choice.provider == _JUST_IN_TIME
-            )
+            for choice in self._wanted(op, arguments, signature):
+                if choice.provider == _JUST_IN_TIME:
+                    self._add(ahead.task(op.name, choice.provider, dict(choice.config), arguments))
         return Choice(_ZEROS)
 
 

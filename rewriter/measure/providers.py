@@ -17,7 +17,7 @@ from rewriter.causes import cause_of
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.nearest import worth_timing
 from rewriter.measure.recordings import TIMING
-from rewriter.measure.replay import launched_seconds
+from rewriter.measure.replay import HOST_SHARE, launched_seconds
 from rewriter.measure.timing import FAR_BEHIND, stopwatch
 from rewriter.ops import dispatch, registry
 from rewriter.ops.dispatch import Choice
@@ -29,6 +29,8 @@ _SAMPLES = 3
 _PART = 2**21
 # A single launch of a call that takes longer says enough about it: what the host adds is small beside it.
 _LONG_SECONDS = 300e-6
+# Of one that takes longer than this, what the host adds is noise: no recording is made where it launches in time.
+_STEADY_SECONDS = 1e-3
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
 _LIMITS = {
     torch.float32: 1e-3,
@@ -117,11 +119,12 @@ class ProviderChooser:
         call = _call(op, choice, arguments)
 
         def seconds() -> float:
-            if choice.provider != registry.REFERENCE:
-                call()
-                estimate = launched_seconds(call)
-                if estimate > max(_LONG_SECONDS, FAR_BEHIND * least):
-                    return estimate
+            call()
+            estimate, host = launched_seconds(call)
+            if estimate > max(_LONG_SECONDS, FAR_BEHIND * least):
+                return estimate
+            if estimate > _STEADY_SECONDS and host < HOST_SHARE * estimate:
+                return min(estimate, *(launched_seconds(call)[0] for _ in range(1, _SAMPLES)))
             watch = stopwatch(call, "cuda")
             return min(watch.seconds() for _ in range(_SAMPLES))
 

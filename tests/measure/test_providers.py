@@ -16,8 +16,9 @@ from rewriter.measure.cache import TimingCache
 from rewriter.ops import dispatch, registry
 from rewriter.ops.dispatch import Choice
 
-# Seconds of a call by each provider, as the clocks of this test read them.
+# Seconds of a call by each provider, as the clocks of this test read them, and of the host to launch it.
 SECONDS: dict[str, float] = {}
+HOST: dict[str, float] = {"seconds": 0.0}
 
 
 class Clock:
@@ -42,7 +43,7 @@ def chooser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> providers.Provid
     monkeypatch.setenv("REWRITER_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(providers, "stopwatch", Clock)
-    monkeypatch.setattr(providers, "launched_seconds", lambda call: Clock(call).seconds())
+    monkeypatch.setattr(providers, "launched_seconds", lambda call: (Clock(call).seconds(), HOST["seconds"]))
     SECONDS.clear()
     timed.clear()
     return providers.ProviderChooser(TimingCache("cpu"))
@@ -172,6 +173,29 @@ def test_a_long_call_that_is_far_behind_is_run_once(chooser: providers.ProviderC
     assert timed.count("best") > 1
 
 
+@pytest.mark.parametrize(("host", "replayed"), [(1e-4, False), (5e-3, True)])
+def test_long_calls_that_are_launched_in_time_are_not_recorded(
+    chooser: providers.ProviderChooser,
+    op: registry.Op,
+    monkeypatch: pytest.MonkeyPatch,
+    host: float,
+    replayed: bool,
+) -> None:
+    recorded: list[str] = []
+
+    class Recording(Clock):
+        def seconds(self) -> float:
+            recorded.append(self.provider)
+            return super().seconds()
+
+    monkeypatch.setattr(providers, "stopwatch", Recording)
+    monkeypatch.setitem(HOST, "seconds", host)
+    SECONDS["torch"] = 5e-3
+    assert choose(chooser, op, torch.randn(8), long=provider("long", lambda x: x * 2, 4e-3)).provider == "long"
+    assert set(recorded) == ({"long", "torch"} if replayed else set())
+    assert timed.count("long") > 1
+
+
 @pytest.fixture
 def at_another_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Says which provider of `double` won for 9 elements."""
@@ -262,7 +286,7 @@ def test_a_call_is_compiled_for_once(op: registry.Op, monkeypatch: pytest.Monkey
     monkeypatch.setattr("rewriter.ops.triton.ahead.task", lambda *call: repr(call[1:3]))
     tasks: list[str] = []
     wanted = [Choice("triton", {"rows": 4}), Choice("torch")]
-    collecting = compiling._Collecting(lambda *_: wanted, tasks)
+    collecting = compiling._Collecting(lambda *_: wanted, tasks.append)
     for _ in range(2):
         assert collecting(op, (torch.ones(2),), "a").provider == "zeros"
     collecting(op, (torch.ones(3),), "b")

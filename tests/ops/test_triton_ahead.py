@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import types
 from typing import Any
 
@@ -68,6 +69,27 @@ def test_a_second_time_finds_everything_in_the_cache(tmp_path: pathlib.Path, mon
     assert first
     assert ahead.compile_ahead(calls(), H100, processes=1) == 2
     assert compiled(tmp_path) == first
+
+
+def test_fewer_than_are_worth_it_are_left_to_the_launch(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    first, second = calls()
+    few = ahead.Compilation(H100, processes=1, fewest=2)
+    few.add(first)
+    few.add(first)
+    assert few.wait() == 0
+    assert not compiled(tmp_path)
+    enough = ahead.Compilation(H100, processes=1, fewest=2)
+    enough.add(first)
+    enough.add(second)
+    # Before the end is asked for.
+    deadline = time.monotonic() + 60
+    while not compiled(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert compiled(tmp_path)
+    assert enough.wait() == 2
 
 
 def test_another_rewriter_in_the_working_folder_is_not_taken(
