@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,27 +67,21 @@ class TensorFacts:
 
     @property
     def format(self) -> str | None:
-        """`contiguous` or `channels_last` where the strides leave no doubt; from rank 4 on extents of 1 would."""
+        """`contiguous` or `channels_last`; None where neither holds or, because extents are 1, both."""
         if self.shape is None or self.strides is None or len(self.shape) != self.rank:
             return None
-        if self.rank < 4:
-            return "contiguous" if _in_order(self.shape, self.strides) else None
-        if 1 in self.shape:
-            return None
-        order = sorted(range(self.rank), key=lambda dim: -self.strides[dim])  # type: ignore[index]
-        expected = 1
-        for dim in reversed(order):
-            if self.strides[dim] != expected:
-                return None
-            expected *= self.shape[dim]
-        if order == list(range(self.rank)):
-            return "contiguous"
-        if self.rank in (4, 5) and order == [0, *range(2, self.rank), 1]:
-            return "channels_last"
-        return None
+        orders = {"contiguous": list(range(self.rank))}
+        if self.rank in (4, 5):
+            orders["channels_last"] = [0, *range(2, self.rank), 1]
+        found = [
+            name
+            for name, order in orders.items()
+            if _in_order([self.shape[dim] for dim in order], [self.strides[dim] for dim in order])
+        ]
+        return found[0] if len(found) == 1 else None
 
 
-def _in_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def _in_order(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether a tensor is dense with its dimensions in their own order; the stride of an extent of 1 is free."""
     expected = 1
     for extent, stride in zip(reversed(shape), reversed(strides), strict=True):

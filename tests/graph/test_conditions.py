@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rewriter.graph.conditions import Target
+from rewriter.graph.facts import TensorFacts
 
 LINEAR = """graph(%x : {x}, %w : {w}, %b : F(6)):
   %y : {y} = aten::linear(%x, %w, %b)
@@ -67,6 +68,29 @@ def verdict(bench: Any, where: dict[str, Any], require: list[Any] | None = None,
 )
 def test_where(bench: Any, where: dict[str, Any], expected: str | bool) -> None:
     assert verdict(bench, where) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "memory", "expected"),
+    [
+        ((2, 3), torch.contiguous_format, "contiguous"),
+        ((2, 3, 4, 5), torch.contiguous_format, "contiguous"),
+        ((2, 3, 4, 5), torch.channels_last, "channels_last"),
+        # Filters over time alone: extents of 1 leave no doubt, as there are three frames.
+        ((6, 4, 3, 1, 1), torch.contiguous_format, "contiguous"),
+        ((6, 4, 3, 1, 1), torch.channels_last_3d, "channels_last"),
+        ((6, 4, 1, 1), torch.contiguous_format, None),
+        ((6, 4, 1, 1), torch.channels_last, None),
+        ((1, 1, 4, 5), torch.contiguous_format, None),
+    ],
+)
+def test_the_format_is_told_where_strides_leave_no_doubt(
+    shape: tuple[int, ...], memory: torch.memory_format, expected: str | None
+) -> None:
+    strides = torch.empty(shape).contiguous(memory_format=memory).stride()
+    assert TensorFacts("f32", len(shape), "cpu", shape, strides).format == expected
+    if len(shape) > 2:
+        assert TensorFacts("f32", len(shape), "cpu", shape, tuple(2 * step for step in strides)).format is None
 
 
 @pytest.mark.parametrize(
