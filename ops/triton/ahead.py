@@ -48,6 +48,11 @@ def start(target: Target) -> None:
     _workers(target).start(_processes())
 
 
+def warm(target: Target) -> bool:
+    """Whether processes wait that have compiled before."""
+    return _workers(target).warm
+
+
 class Compilation:
     """Compiles what calls would launch while more of them are added.
 

@@ -26,6 +26,8 @@ class Workers:
         self._idle: list[Process] = []
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
+        # Whether one of those that wait has answered before.
+        self.warm = False
 
     def start(self, count: int) -> None:
         """So many wait for work from here on, or fewer where the system starts no more."""
@@ -50,6 +52,7 @@ class Workers:
         if process.poll() is None:
             with self._lock:
                 self._idle.append(process)
+                self.warm = True
         else:
             _end(process)
         self._end_later()
@@ -57,7 +60,7 @@ class Workers:
     def end(self) -> None:
         """Ends those that wait."""
         with self._lock:
-            idle, self._idle = self._idle, []
+            idle, self._idle, self.warm = self._idle, [], False
         for process in idle:
             _end(process)
 

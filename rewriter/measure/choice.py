@@ -72,7 +72,7 @@ class _Choice:
     def choose(self, graph: torch_ir.Graph) -> Choice:
         free = rewrite(graph, self.rules, weights=self.weights, phases=(_FREE,), target=self.target)
         regions, left_out = self.ordered(free)
-        base, best = regions.base, regions.run()
+        base, best = regions.base, regions.run(functools.partial(self.compile_rest, regions))
         result, found = base.then(best), regions.found(best)
         if self.inputs is not None:
             whole_graphs = [result, base.then(regions.first), free]
@@ -96,7 +96,7 @@ class _Choice:
         if not regions.first.rewrites:
             return exact
         self.compile_ahead(regions)
-        best = regions.run()
+        best = regions.run(functools.partial(self.compile_rest, regions))
         rewritten = dataclasses.replace(before.then(best), rewrites=(*before.rewrites, *regions.found(best)))
         unmeasurable = (f"{what} (first at {site})" for what, site in regions.unmeasurable.items())
         timings = (*exact.timings, *regions.timings.values())
@@ -135,10 +135,15 @@ class _Choice:
         if self.target.device != "cuda" or self.inputs is None:
             return
         inputs = self.inputs
-        calls = itertools.chain([inputs.call(regions.base.then(regions.first))], regions.unknown())
+        calls = itertools.chain([inputs.call(regions.base.then(regions.first))], regions.unknown(regions.first))
         # Made when their turn comes: each has the weights in other places.
         others = [functools.partial(_run, inputs, one) for one in first]
         compile_candidates(calls, others, cache=self.cache)
+
+    def compile_rest(self, regions: Regions, result: Rewritten) -> None:
+        """Compiles what will be timed once rules that lose are left out: others take their place."""
+        if self.target.device == "cuda" and self.inputs is not None:
+            compile_candidates(regions.unknown(result), cache=self.cache)
 
     def regions(self, base: Rewritten, rules: RuleSet, *phases: str) -> Regions:
         return Regions(base, rules, self.weights, self.target, self.cache, phases, self.inputs)

@@ -20,9 +20,10 @@ from rewriter.ops.dispatch import Choice
 
 _log = logging.getLogger("rewriter")
 
-# The provider whose kernels are compiled when they are first launched, and below how many calls that is left so.
+# The provider whose kernels are compiled when they are first launched.
 _JUST_IN_TIME = "triton"
-_FEW = 8
+# Below how many calls that is left so: processes take seconds to start, and none where they have compiled before.
+_FEW, _FEW_BY_WARM = 8, 2
 _ZEROS = "zeros"
 
 
@@ -35,7 +36,9 @@ def compile_candidates(
         return
     from rewriter.ops.triton import ahead
 
-    kernels = ahead.Compilation(_this_gpu(), fewest=_FEW)
+    target = _this_gpu()
+    fewest = _FEW_BY_WARM if ahead.warm(target) else _FEW
+    kernels = ahead.Compilation(target, fewest=fewest)
     chooser = ProviderChooser(cache)
 
     def first_of(*call: Any) -> list[Choice]:
@@ -50,7 +53,7 @@ def compile_candidates(
                     with contextlib.suppress(RuntimeError), dispatch.choosing(collecting, remember=False):
                         call()
     finally:
-        if len(kernels.tasks) >= _FEW:
+        if len(kernels.tasks) >= fewest:
             _log.info("compiling kernels for %d calls, once for this GPU", len(kernels.tasks))
         kernels.wait()
 

@@ -57,7 +57,8 @@ class Regions:
         self.unmeasurable: dict[str, str] = {}
         self.unmeasured = frozenset(rule.id for rule in rules if rule.saves == "memory")
 
-    def run(self) -> Rewritten:
+    def run(self, prepare: Callable[[Rewritten], None] = lambda _: None) -> Rewritten:
+        """The rewrites that pay. `prepare` is called before anything of another than the first form is timed."""
         result = self.first
         blocked: Blocked = frozenset()
         for round_number in range(_ROUNDS):
@@ -69,6 +70,7 @@ class Regions:
             blocked |= losing
             _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
             result = self.rewritten(blocked)
+            prepare(result)
         return rewrite(self.graph, self.rules, weights=self.weights, phases=(), target=self.target)
 
     def rewritten(self, blocked: Blocked) -> Rewritten:
@@ -76,11 +78,11 @@ class Regions:
             self.graph, self.rules, weights=self.weights, phases=self.phases, target=self.target, blocked=blocked
         )
 
-    def unknown(self) -> Iterator[Callable[[], Any]]:
-        """The rewritten form of each distinct region that will be timed, as a function of nothing."""
+    def unknown(self, result: Rewritten) -> Iterator[Callable[[], Any]]:
+        """The rewritten form of each distinct region of `result` that will be timed, as a function of nothing."""
         met: set[str] = set()
-        known = self.known(self.first)
-        for origins, after, _ in self.sites(self.first):
+        known = self.known(result)
+        for origins, after, _ in self.sites(result):
             with contextlib.suppress(Unmeasurable, RuntimeError, NotImplementedError):
                 pair = self.pair(origins, after)
                 if pair.key not in met and self.cache.get(pair.key) is None:

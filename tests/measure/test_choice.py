@@ -133,6 +133,30 @@ def test_the_fastest_whole_graph_is_taken_and_remembered(monkeypatch: pytest.Mon
     assert timed == [0.5, 1.0, 1.0]
 
 
+def test_what_takes_the_place_of_a_loser_is_compiled_before_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 8, 4, 4)
+    graph, weights = traced(Norms(), x)
+    events: list[str] = []
+
+    def compare(*_: Any) -> Timing:
+        events.append("timed")
+        return Timing(before=10.0, after=20.0)
+
+    def compile_candidates(calls: Any, *_: Any, **__: Any) -> None:
+        events.append(f"compiled {[tuple(call().shape) for call in calls]}")
+
+    monkeypatch.setattr(regions, "compare", compare)
+    monkeypatch.setattr(choice, "compile_candidates", compile_candidates)
+    monkeypatch.setattr(whole, "best_of", lambda *_: 1.0)
+    # The norm alone, where its fusion with the activation loses.
+    rules = RuleSet(tuple(load_rules()[name] for name in ("group-norm-silu", "group-norm")))
+    target = Target(device="cuda", sm=90)
+    inputs = whole.Inputs([x, *weights], len(weights))
+    choice._Choice(rules, len(weights), target, cache.TimingCache("cpu"), inputs).choose(graph)
+    shapes = [tuple(x.shape)]
+    assert events == [f"compiled {2 * shapes}", "timed", f"compiled {shapes}", "timed", "compiled []"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "turns"),
     [

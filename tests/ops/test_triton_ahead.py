@@ -185,6 +185,17 @@ def test_one_that_died_is_started_anew(tmp_path: pathlib.Path, monkeypatch: pyte
     assert ahead.compile_ahead(calls(), H100, processes=1) == 2
 
 
+def test_processes_that_have_compiled_before_are_known(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    other = ahead.Target(capability=90, multiprocessors=114)
+    ahead._workers(other).start(1)
+    assert not ahead.warm(other)
+    assert ahead.compile_ahead(calls()[:1], other, processes=1) == 1
+    assert ahead.warm(other)
+    ahead._workers(other).end()
+    assert not ahead.warm(other)
+
+
 def test_processes_that_have_nothing_to_do_end(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("rewriter.ops.triton.workers._IDLE_SECONDS", 0.01)
