@@ -1,4 +1,5 @@
-"""What the references of a pattern's ops round inside of themselves: the oracle's noise must know of it."""
+"""What the references of a pattern's ops, and torch's convolutions, round inside of themselves: the oracle's noise must
+know of it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof.tolerance import ROUNDOFF
@@ -62,6 +64,21 @@ def noisy(
 
     with _references(ops, disturbed):
         yield
+
+
+class BiasApart(TorchDispatchMode):
+    """Gives each convolution's product `noise(product)` before it adds the bias, as torch rounds it for cuDNN."""
+
+    def __init__(self, noise: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.noise = noise
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten.convolution.default or args[2] is None:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias, *rest = args
+        product = self.noise(func(x, weight, None, *rest, **(kwargs or {})))
+        return product + bias.view(-1, *(1,) * (weight.dim() - 2))
 
 
 @contextlib.contextmanager

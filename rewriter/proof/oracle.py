@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rewriter.causes import described
-from rewriter.language.rule import Rule
+from rewriter.language.rule import Rule, Step
 from rewriter.language.syntax import read_variables
 from rewriter.ops import dispatch
 from rewriter.ops.registry import OPS, REFERENCE
@@ -212,7 +212,8 @@ def _run(
     }
     read = {var.name for step in module.rule.match for var in read_variables(step.statement)}
     for step in module.rule.match:
-        run_step(step, names, module.choice, wide=_NAMES[wide])
+        with contextlib.nullcontext() if generator is None else _bias_apart(plain, step, generator):
+            run_step(step, names, module.choice, wide=_NAMES[wide])
         if generator is None:
             continue
         for target in step.targets:
@@ -222,6 +223,14 @@ def _run(
                 rounded = functools.partial(_rounded, dtype=first.dtype, read=target in read, generator=generator)
                 names[target] = _each(names[target], rounded)
     return names
+
+
+def _bias_apart(plain: Unfused, step: Step, generator: torch.Generator) -> contextlib.AbstractContextManager[Any]:
+    """Convolutions inside round as they do on a GPU, to the dtype of the step's result."""
+    result = plain.names[step.targets[0]]
+    if not isinstance(result, torch.Tensor) or result.dtype not in ROUNDOFF:
+        return contextlib.nullcontext()
+    return inside.BiasApart(functools.partial(_rounded, dtype=result.dtype, read=False, generator=generator))
 
 
 def _each(value: Any, function: Any) -> Any:

@@ -123,6 +123,24 @@ def test_noise_tells_an_ill_conditioned_example() -> None:
     assert found
 
 
+def test_a_convolution_may_round_before_it_adds_its_bias() -> None:
+    """As cuDNN's do under torch. A linear layer in its place did not pass where the two cancel."""
+    rule = RULES["conv-1x1-linear"]
+    drawn = (draw(rule, seed=seed, dtype="f16", values="normal", layout="contiguous") for seed in range(20))
+    module = next(
+        each for each in (PatternModule(rule, sample) for sample in drawn) if each.operands["bias"] is not None
+    )
+    x, weight, bias = (module.operands[name] for name in ("x", "weight", "bias"))
+    product = weight.double().sum((1, 2, 3))
+    with torch.no_grad():
+        x.fill_(1.0)
+        bias.copy_(-product)
+    found = oracle.exact(module, oracle.unfused(module), 3)
+    for part, noise in zip(product, found.noise[0].unbind(1), strict=True):
+        assert (noise > 0.9 * 2.0**-11 * part.abs()).all()
+        assert (noise < 5 * 2.0**-11 * part.abs()).all()
+
+
 def test_operands_are_left_as_they_are() -> None:
     rule = RULES["layer-norm-modulate"]
     module = PatternModule(rule, draw(rule, seed=1, dtype="f16"))
