@@ -3,9 +3,9 @@
 // A block has 64 queries of a head for each of its groups of four warps, and reads the head's keys and values in blocks of
 // 128 through one ring, in the order in which they are used: k0 k1 v0 k2 v1 ... One warp keeps the copy engine busy. While a
 // group takes exponentials of one block's scores, its products with the values of the block before run, and other groups
-// have the tensor cores in between: exponentials, not products, take longest for heads of up to 64 elements. Where groups
-// begin their products in turn, they do not all come to the same unit at the same time: the tensor core of each quarter of
-// a multiprocessor serves all groups alternately, so that otherwise they all get their scores at once, and it then waits.
+// have the tensor cores in between: exponentials, not products, take longest for heads of up to 64 elements. Groups begin
+// their products in turn: the tensor core of each quarter of a multiprocessor serves all groups alternately, so that they
+// would otherwise all get their scores at once, and it would then wait for their exponentials.
 //
 // The softmax is the online one (Milakov and Gimelshein, 2018) as FlashAttention-2 arranges it: sums are rescaled when the
 // largest score grows, and divided once at the end. The schedule is FlashAttention-3's within a group.
@@ -193,8 +193,7 @@ __global__ void __launch_bounds__(Tile<kGroups>::kThreads, 1)
         hopper::pin(scores);
         hopper::pin(sums);
         hopper::pin(weights);
-        // Groups take turns: each begins its products when the scores of the one before are there, so that its own
-        // exponentials fall into another's products. In step, both would wait.
+        // The turn is passed on when this group's scores are there: its exponentials fall into the next one's products.
         if (!(own == 0 && tile == blockIdx.x && block == 1)) hopper::meet(1 + own, 256);
         hopper::begin_products();
         score<T, kDim>(scores, rows_of_queries, block_in(keys));

@@ -14,7 +14,7 @@ import os
 import pathlib
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,14 +91,6 @@ class Compilation:
             level = logging.INFO if done else logging.WARNING
             _log.log(level, "compiled %d of %d kernels ahead; the others are compiled one by one", done, wanted)
         return done
-
-
-def compile_ahead(tasks: Iterable[str], target: Target, processes: int | None = None) -> int:
-    """Compiles calls in one go. Returns how many compiled."""
-    compilation = Compilation(target, processes)
-    for each in tasks:
-        compilation.add(each)
-    return compilation.wait()
 
 
 def _processes() -> int:

@@ -16,6 +16,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from compilation import compile_ahead
+
 from rewriter.ops.low_precision import FORMATS
 from rewriter.ops.triton import ahead, compiling
 
@@ -64,10 +66,10 @@ def test_a_call_keeps_what_a_kernel_is_compiled_for() -> None:
 
 def test_a_second_time_finds_everything_in_the_cache(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
+    assert compile_ahead(calls(), H100, processes=1) == 2
     first = compiled(tmp_path)
     assert first
-    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
+    assert compile_ahead(calls(), H100, processes=1) == 2
     assert compiled(tmp_path) == first
 
 
@@ -100,18 +102,18 @@ def test_another_rewriter_in_the_working_folder_is_not_taken(
     (tmp_path / "rewriter").mkdir()
     (tmp_path / "rewriter" / "__init__.py").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert ahead.compile_ahead(calls()[:1], H100, processes=1) == 1
+    assert compile_ahead(calls()[:1], H100, processes=1) == 1
 
 
 def test_nothing_compiled_is_said_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("rewriter.children.command", lambda *_: ["false"])
-    assert ahead.compile_ahead(calls(), H100, processes=1) == 0
+    assert compile_ahead(calls(), H100, processes=1) == 0
     assert "compiled 0 of 2 kernels ahead; the others are compiled one by one" in caplog.text
 
 
 def test_every_product_compiles(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert ahead.compile_ahead(products(), H100, processes=1) == len(products())
+    assert compile_ahead(products(), H100, processes=1) == len(products())
 
 
 def test_a_call_that_does_not_compile_is_left_to_the_launch(
@@ -119,12 +121,12 @@ def test_a_call_that_does_not_compile_is_left_to_the_launch(
 ) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     wrong = json.dumps({**json.loads(calls()[0]), "config": {"rows": 3, "num_warps": 4}})
-    assert ahead.compile_ahead([wrong, calls()[0]], H100, processes=1) == 1
+    assert compile_ahead([wrong, calls()[0]], H100, processes=1) == 1
 
 
 def test_a_process_that_dies_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert ahead.compile_ahead(calls(), H100) == 0
+    assert compile_ahead(calls(), H100) == 0
 
 
 def test_the_worker_answers_line_by_line(tmp_path: pathlib.Path) -> None:
@@ -163,8 +165,8 @@ def test_the_process_is_kept_for_the_next_kernels(tmp_path: pathlib.Path, monkey
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     begun: list[int] = []
     monkeypatch.setattr(subprocess.Popen, "__init__", counting(subprocess.Popen.__init__, begun))
-    assert ahead.compile_ahead(calls()[:1], H100, processes=1) == 1
-    assert ahead.compile_ahead(calls()[1:], H100, processes=1) == 1
+    assert compile_ahead(calls()[:1], H100, processes=1) == 1
+    assert compile_ahead(calls()[1:], H100, processes=1) == 1
     assert len(begun) == 1
 
 
@@ -178,11 +180,11 @@ def counting(function: Any, begun: list[int]) -> Any:
 
 def test_one_that_died_is_started_anew(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
+    assert compile_ahead(calls(), H100, processes=1) == 2
     (process,) = ahead._workers(H100)._idle
     process.kill()
     process.wait()
-    assert ahead.compile_ahead(calls(), H100, processes=1) == 2
+    assert compile_ahead(calls(), H100, processes=1) == 2
 
 
 def test_processes_that_have_compiled_before_are_known(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +192,7 @@ def test_processes_that_have_compiled_before_are_known(tmp_path: pathlib.Path, m
     other = ahead.Target(capability=90, multiprocessors=114)
     ahead._workers(other).start(1)
     assert not ahead.warm(other)
-    assert ahead.compile_ahead(calls()[:1], other, processes=1) == 1
+    assert compile_ahead(calls()[:1], other, processes=1) == 1
     assert ahead.warm(other)
     ahead._workers(other).end()
     assert not ahead.warm(other)

@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from compilation import compile_ahead
+
 from rewriter.ops import OPS, dispatch
 from rewriter.ops.registry import REFERENCE
 from rewriter.ops.triton import ahead, attention, device
@@ -128,7 +130,7 @@ def test_compiles_where_extents_and_strides_are_1(tmp_path: pathlib.Path, monkey
         for s, t in ((1, 1), (17, 35))
         for config in (AT_ONCE, STREAMED)
     ]
-    assert ahead.compile_ahead(calls, ahead.Target(capability=90, multiprocessors=132), processes=1) == len(calls)
+    assert compile_ahead(calls, ahead.Target(capability=90, multiprocessors=132), processes=1) == len(calls)
 
 
 @CONFIGS
