@@ -2,11 +2,16 @@
 
     python benchmarks/ops.py
     python benchmarks/ops.py --op group_norm_silu add_group_norm_silu --label 64x64 --json results.json
+    python benchmarks/ops.py --op linear_act attention_tokens --label Flux --sustained 0.7
 
 The cases are in benchmarks/shapes/. Error: relative L2 against the reference in float64, the largest of the results.
 Time: median of replays of a CUDA graph that holds 20 calls, over four sets of inputs in turn. GB/s: the bytes that
 cannot be avoided (arguments read once, results written once) over the time. A provider that raises shows its error.
 On a CPU, times are of single calls and tell little.
+
+A card at its power limit runs as fast as its work is cheap: with `--sustained SECONDS` whatever is close to the best of
+its case then runs in a loop for that long, after a third of it to warm up, and shows microseconds and, by the driver's
+count (good to a tenth), millijoules of a call.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cases import Case, Draw  # noqa: E402
+from rewriter.bench.power import Meter  # noqa: E402
 from rewriter.causes import described  # noqa: E402
 from rewriter.ops import OPS, dispatch, providers  # noqa: E402
 
@@ -36,13 +42,17 @@ DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
 WRONG = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float32: 1e-3}
 CALLS = 20
 SETS = 4
+# How far behind the best of its case something may be to be looped, and how many replays the host is ahead then.
+CLOSE = 1.2
+AHEAD = 8
 # Sets of inputs together take at most this much memory, in bytes.
 ROOM = 8 << 30
 
 
 @dataclasses.dataclass(kw_only=True)
 class Row:
-    """A provider and config in a case. us: microseconds of a call; rate: GB/s; failure: why these say nothing."""
+    """A provider and config in a case. us: microseconds of a call; rate: GB/s; failure: why these say nothing;
+    looped, mj: microseconds and millijoules of a call in a long loop."""
 
     op: str
     label: str
@@ -53,6 +63,8 @@ class Row:
     error: float | None = None
     failure: str = ""
     best: bool = False
+    looped: float | None = None
+    mj: float | None = None
 
 
 def cases() -> list[Case]:
@@ -83,8 +95,8 @@ def error_of(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     return max(errors, key=lambda error: float("inf") if error != error else error, default=0.0)
 
 
-def graph_time(call: Callable[[int], Any]) -> float:
-    """Median microseconds of a call on the GPU; `call(k)` uses the k-th set of inputs."""
+def recorded(call: Callable[[int], Any]) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A CUDA graph of several calls, and how many; `call(k)` uses the k-th set of inputs."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -101,6 +113,12 @@ def graph_time(call: Callable[[int], Any]) -> float:
     with torch.cuda.graph(graph):
         for k in range(calls):
             call(k % SETS)
+    return graph, calls
+
+
+def graph_time(call: Callable[[int], Any]) -> float:
+    """Median microseconds of a call on the GPU."""
+    graph, calls = recorded(call)
     for _ in range(3):
         graph.replay()
     times = []
@@ -115,6 +133,32 @@ def graph_time(call: Callable[[int], Any]) -> float:
     return statistics.median(times)
 
 
+def looped(call: Callable[[int], Any], seconds: float, meter: Meter | None) -> tuple[float, float | None]:
+    """Microseconds and, where there is a meter, millijoules of a call in a loop of so many seconds."""
+    graph, calls = recorded(call)
+
+    def loop(seconds: float) -> tuple[float, int]:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        replays = 0
+        events: list[torch.cuda.Event] = []
+        while time.perf_counter() - begin < seconds:
+            graph.replay()
+            events.append(torch.cuda.Event())
+            events[-1].record()
+            replays += 1
+            # The host is ahead of the device, but not without limit.
+            if len(events) > AHEAD:
+                events.pop(0).synchronize()
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin, replays * calls
+
+    loop(seconds / 3)
+    before = meter.joules() if meter else 0.0
+    spent, count = loop(seconds)
+    return spent * 1e6 / count, (meter.joules() - before) * 1e3 / count if meter else None
+
+
 def plain_time(call: Callable[[int], Any]) -> float:
     """Median microseconds of three single calls."""
     times = []
@@ -125,13 +169,14 @@ def plain_time(call: Callable[[int], Any]) -> float:
     return statistics.median(times)
 
 
-def measure(case: Case, draw: Draw) -> list[Row]:
-    """A row for each provider and config that takes the case's call, the reference's last, the best marked."""
+def measure(case: Case, draw: Draw, sustained: float | None = None) -> list[Row]:
+    """A row for each provider and config that takes the case's call, the reference's last, the best marked. With
+    `sustained`, those close to the best run in a loop for so many seconds too."""
     first = case.make(draw)
     held = sum(each.nbytes for each in first if isinstance(each, torch.Tensor))
     sets = [first, *(case.make(draw) for _ in range(min(SETS, ROOM // max(held, 1)) - 1))]
     wanted = oracle(case, first)
-    rows = []
+    rows, calls = [], {}
     providers.load()
     for choice in dispatch.candidates(OPS[case.op], first):
         config = " ".join(f"{key}={value}" for key, value in choice.config.items())
@@ -144,7 +189,8 @@ def measure(case: Case, draw: Draw) -> list[Row]:
             moved = case.bytes(first, found)
             del found
             timer = graph_time if draw.device.type == "cuda" else plain_time
-            row.us = timer(lambda k, fn=fn, choice=choice: fn(*sets[k % len(sets)], **choice.config))  # type: ignore[misc]
+            calls[id(row)] = lambda k, fn=fn, choice=choice: fn(*sets[k % len(sets)], **choice.config)
+            row.us = timer(calls[id(row)])
             row.rate = moved / row.us / 1e3
         except Exception as error:
             row.failure = described(error)
@@ -153,23 +199,32 @@ def measure(case: Case, draw: Draw) -> list[Row]:
             row.failure = "wrong"
     right = [row for row in rows if row.us is not None and not row.failure]
     if right:
-        min(right, key=lambda row: row.us or 0.0).best = True
+        best = min(right, key=lambda row: row.us or 0.0)
+        best.best = True
+        if sustained is not None:
+            meter = Meter.of(draw.device)
+            for row in right:
+                if (row.us or 0.0) <= CLOSE * (best.us or 0.0):
+                    row.looped, row.mj = looped(calls[id(row)], sustained, meter)
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
-    lines = [("", "op", "label", "provider", "config", "us", "GB/s", "error")]
+    lines = [("", "op", "label", "provider", "config", "us", "GB/s", "us in a loop", "mJ", "error")]
     for row in rows:
         figures = (
             "-" if row.us is None else f"{row.us:.1f}",
             "-" if row.rate is None else f"{row.rate:.0f}",
+            "" if row.looped is None else f"{row.looped:.1f}",
+            "" if row.mj is None else f"{row.mj:.2f}",
             row.failure if row.error is None else f"{row.error:.1e} {row.failure}".strip(),
         )
         lines.append(("*" if row.best else "", row.op, row.label, row.provider, row.config, *figures))
-    widths = [max(len(line[column]) for line in lines) for column in range(7)]
+    kept = [column for column in range(len(lines[0])) if column < 7 or any(line[column] for line in lines[1:])]
+    widths = [max(len(line[column]) for line in lines) for column in kept]
     return "\n".join(
-        " ".join([*(cell.ljust(width) for cell, width in zip(line[:7], widths, strict=True)), line[7]]).rstrip()
+        " ".join(line[column].ljust(width) for column, width in zip(kept, widths, strict=True)).rstrip()
         for line in lines
     )
 
@@ -180,6 +235,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--label", help="only cases whose label contains this")
     made.add_argument("--dtype", choices=sorted(DTYPES), default="f16")
     made.add_argument("--json", type=pathlib.Path, help="write all rows to this file")
+    made.add_argument(
+        "--sustained", type=float, metavar="SECONDS", help="on a GPU: loop what is close to the best, too"
+    )
     made.add_argument("--best", action="store_true", help="print the best row and the reference's of each case only")
     return made
 
@@ -199,6 +257,8 @@ def chosen(options: argparse.Namespace) -> list[Case]:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.sustained is not None and device.type != "cuda":
+        raise SystemExit("--sustained: expected a GPU, found none")
     torch.manual_seed(0)
     draw = Draw(device=device, dtype=DTYPES[options.dtype])
     rows: list[Row] = []
@@ -206,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case in chosen(options):
             print(f"{case.op} {case.label}", file=sys.stderr, flush=True)
             try:
-                rows += measure(case, draw)
+                rows += measure(case, draw, options.sustained)
             except Exception as error:
                 rows.append(
                     Row(

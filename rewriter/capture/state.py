@@ -9,6 +9,7 @@ content.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import operator
 from collections.abc import Collection, Iterator
@@ -79,21 +80,8 @@ class Snapshot:
 
     def unchanged(self, root: torch.nn.Module) -> bool:
         """Whether everything is still the very same object. False says no more than that a new snapshot is due."""
-        own = root.__dict__
         try:
-            return (
-                all(map(operator.is_, self._root_getter(own), self._root_values))
-                and len(own) == self._root_size
-                and self._watch.same()
-                and type(root) is self._classes[0]
-                and list(map(type, self._modules)) == self._types
-                and list(map(_forward, self._classes)) == self._forwards
-                and list(map(call_of, self._describer.callables)) == self._calls
-                and self._weight_tables.same()
-                and list(map(data_ptr, self.weights)) == self._pointers
-                and list(map(version, self._describer.constants)) == self._constant_versions
-                and self._adapters.same()
-            )
+            return self._same_but_for_adapters(root) and self._adapters.same()
         except KeyError:
             return False
 
@@ -125,6 +113,27 @@ class Snapshot:
         """A new snapshot, taken in the same way."""
         return Snapshot(root, self._refused)
 
+    def switched(self, root: torch.nn.Module) -> Snapshot | None:
+        """A new snapshot of a module tree in which nothing but adapters has changed since this one, or None where more
+        may have. Of a tree of thousands of modules only the adapted layers are read."""
+        try:
+            if not self.adapted or self.blocked or not self._same_but_for_adapters(root):
+                return None
+        except KeyError:
+            return None
+        fresh = copy.copy(self)
+        fresh.serial, fresh.adapted, fresh._adapters = next(_serials), [], AdapterWatch()
+        for old, weight, bias in self.adapted:
+            layer = adapters.read(old.module, self._entangled, self._refused)
+            if layer is None or layer.base is not old.base:
+                return None
+            fresh.adapted.append((layer, weight, bias))
+            fresh._adapters.add(layer)
+        if not self._bases.isdisjoint(map(id, fresh._adapters.tensors)):
+            return None
+        fresh._adapters.freeze()
+        return fresh
+
     def difference(self, other: Snapshot) -> str | None:
         """The path of the first thing in which the two states differ ("mid_block.scale"), or None."""
         for mine, theirs in itertools.zip_longest(self.fingerprint, other.fingerprint):
@@ -151,6 +160,22 @@ class Snapshot:
             elif isinstance(target, list) and target != content:
                 target[:] = content
 
+    def _same_but_for_adapters(self, root: torch.nn.Module) -> bool:
+        """As `unchanged`, but adapters of adapted layers may be others. Raises KeyError where a name is gone."""
+        own = root.__dict__
+        return (
+            all(map(operator.is_, self._root_getter(own), self._root_values))
+            and len(own) == self._root_size
+            and self._watch.same()
+            and type(root) is self._classes[0]
+            and list(map(type, self._modules)) == self._types
+            and list(map(_forward, self._classes)) == self._forwards
+            and list(map(call_of, self._describer.callables)) == self._calls
+            and self._weight_tables.same()
+            and list(map(data_ptr, self.weights)) == self._pointers
+            and list(map(version, self._describer.constants)) == self._constant_versions
+        )
+
     def _scan(self, root: torch.nn.Module) -> None:
         modules = list(self._walk(root))
         self._modules = [module for _, module, _ in modules[1:]]
@@ -170,11 +195,14 @@ class Snapshot:
                 # The weight comes first, then the bias.
                 self.adapted.append((layer, first, None if module._parameters.get("bias") is None else first + 1))
                 self._adapters.add(layer)
+        # An adapter made of one of these is not beside its layer but part of it.
+        self._bases = {id(weight) for layer, *_ in self.adapted for weight in layer.base.parameters(recurse=False)}
         self.fingerprint = tuple(parts)
 
     def _walk(self, root: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, adapters.Layer | None]]:
         """As `named_modules`, with base layers in the place of adapted ones."""
-        entangled = adapters.entangled(root) if any(map(adapters.is_wrapped, root.modules())) else set()
+        wrapped = any(map(adapters.is_wrapped, root.modules()))
+        entangled = self._entangled = adapters.entangled(root) if wrapped else set()
         seen: set[int] = set()
 
         def visit(

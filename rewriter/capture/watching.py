@@ -80,6 +80,7 @@ class AdapterWatch:
         watch.items(
             own, tuple(name for name in ("_active_adapter", "_disable_adapters", "merged_adapters") if name in own)
         )
+        watch.items(layer.module._modules, ("base_layer",))
         for switched in (own.get("_active_adapter"), own.get("merged_adapters")):
             if isinstance(switched, list):
                 watch.size(switched)

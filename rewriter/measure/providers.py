@@ -29,6 +29,8 @@ _SAMPLES = 3
 _PART = 2**21
 # A single launch of a call that takes longer says enough about it: what the host adds is small beside it.
 _LONG_SECONDS = 300e-6
+# Of one whose first sample is so many times as slow as the fastest, more of them would change nothing.
+_BEHIND = 1.15
 # Of one that takes longer than this, what the host adds is noise: no recording is made where it launches in time.
 _STEADY_SECONDS = 1e-3
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
@@ -115,7 +117,7 @@ class ProviderChooser:
     def _seconds(
         self, op: registry.Op, choice: Choice, arguments: tuple[Any, ...], least: float, signature: str
     ) -> float:
-        """Of a call; infinite where it fails. Of one that is clearly slower than `least` only the first estimate."""
+        """Of a call; infinite where it fails. Of one that is clearly slower than `least` the first estimate."""
         call = _call(op, choice, arguments)
 
         def seconds() -> float:
@@ -124,9 +126,9 @@ class ProviderChooser:
             if estimate > max(_LONG_SECONDS, FAR_BEHIND * least):
                 return estimate
             if estimate > _STEADY_SECONDS and host < HOST_SHARE * estimate:
-                return min(estimate, *(launched_seconds(call)[0] for _ in range(1, _SAMPLES)))
-            watch = stopwatch(call, "cuda")
-            return min(watch.seconds() for _ in range(_SAMPLES))
+                return _best(lambda: launched_seconds(call)[0], estimate, least)
+            watch = stopwatch(call, "cuda", estimate=estimate)
+            return _best(watch.seconds, watch.seconds(), least)
 
         return self._attempted(seconds, float("inf"), op, choice, signature)
 
@@ -153,6 +155,11 @@ class ProviderChooser:
             config = dict(choice.config)
             logger.warning("%s by %s %s is left out for %s: %s", op.name, choice.provider, config, signature, cause)
             return failed
+
+
+def _best(seconds: Callable[[], float], first: float, least: float) -> float:
+    """The best of all samples, or the first where it is clearly slower than `least`."""
+    return first if first > _BEHIND * least else min(first, *(seconds() for _ in range(1, _SAMPLES)))
 
 
 def _call(op: registry.Op, choice: Choice, arguments: tuple[Any, ...]) -> Callable[[], Any]:

@@ -15,19 +15,26 @@ _REPEATS = 20
 _SAMPLE_SECONDS = 2e-3
 # Below this, launching takes a share of the time that is worth avoiding.
 _LONG_SECONDS = 20e-3
-HOST_SHARE = 0.7
+# Of a call's time that the host may take to launch it: with more, how busy the host is shows in the time.
+HOST_SHARE = 0.4
 
 
-def host_keeps_up(function: Callable[[], Any]) -> bool:
-    """Whether the function's kernels are so long that the host launches them all well before they are done."""
+def keeping_up(function: Callable[[], Any]) -> tuple[bool, float]:
+    """Whether the function's kernels are so long that the host launches them all well before they are done, and the
+    seconds of the second of two calls, launches and all."""
     function()
+    return launched_in_time(function)
+
+
+def launched_in_time(function: Callable[[], Any]) -> tuple[bool, float]:
+    """As `keeping_up`, of a function that has run before."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     function()
     launched = time.perf_counter() - start
     torch.cuda.synchronize()
     total = time.perf_counter() - start
-    return total > _LONG_SECONDS and launched < HOST_SHARE * total
+    return total > _LONG_SECONDS and launched < HOST_SHARE * total, total
 
 
 def launched_seconds(function: Callable[[], Any]) -> tuple[float, float]:
@@ -46,18 +53,20 @@ def launched_seconds(function: Callable[[], Any]) -> tuple[float, float]:
 class Replayed:
     """A function's kernels as a CUDA graph of several repeats. Raises what the function raises when recorded.
 
-    A function that cannot be recorded (it waits for the device, say) raises RuntimeError.
+    estimate: seconds of a launched call, after which the first recording has as many repeats as are likely to be
+    enough. A function that cannot be recorded (it waits for the device, say) raises RuntimeError.
     """
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any], estimate: float) -> None:
         self._first, self._last = _events()
         with recordings.beside():
             function()
-        self.graph, self.repeats = _recorded(function, 1), 1
-        # How long the host needs to launch says nothing about the kernels, so a replay tells how many repeats to take.
-        self.seconds()
-        repeats = min(_REPEATS, int(_SAMPLE_SECONDS / max(self.seconds(), 1e-7)))
-        if repeats > 1:
+        self.repeats = _enough(estimate)
+        self.graph = _recorded(function, self.repeats)
+        once = self.seconds()
+        # The host may have needed longer to launch than the kernels to run.
+        if _enough(once) > self.repeats:
+            repeats = _enough(self.seconds())
             self.graph, self.repeats = _recorded(function, repeats), repeats
             self.seconds()
 
@@ -69,6 +78,11 @@ class Replayed:
         self._last.synchronize()
         milliseconds: float = self._first.elapsed_time(self._last)
         return milliseconds * 1e-3 / self.repeats
+
+
+def _enough(seconds: float) -> int:
+    """Repeats of a call of so many seconds."""
+    return max(1, min(_REPEATS, int(_SAMPLE_SECONDS / max(seconds, 1e-7))))
 
 
 def _recorded(function: Callable[[], Any], repeats: int) -> torch.cuda.CUDAGraph:

@@ -64,8 +64,7 @@ def compare(before: Callable[[], Any], after: Callable[[], Any], device: str) ->
 
 
 def best_of(make: Callable[[], Callable[[], Any]], device: str) -> float:
-    """Best seconds of the call that `make` gives; infinite where it or its making raises. Of long calls on a GPU, which
-    take the same time again and again, one."""
+    """Best seconds of the call that `make` gives; infinite where it or its making raises."""
     best = float("inf")
     start = time.perf_counter()
     try:
@@ -73,8 +72,7 @@ def best_of(make: Callable[[], Callable[[], Any]], device: str) -> float:
             watch = stopwatch(make(), device, repeat=False)
             for turn in range(_TURNS):
                 best = min(best, watch.seconds())
-                steady = turn > 0 or device == "cuda"
-                if time.perf_counter() - start > _BUDGET_SECONDS and steady:
+                if turn and time.perf_counter() - start > _BUDGET_SECONDS:
                     break
     except (RuntimeError, NotImplementedError) as error:
         _log.warning("a whole graph cannot be timed: %s", cause_of(error))
@@ -82,36 +80,48 @@ def best_of(make: Callable[[], Callable[[], Any]], device: str) -> float:
     return best
 
 
-def stopwatch(function: Callable[[], Any], device: str, *, repeat: bool = True) -> Stopwatch:
+def stopwatch(
+    function: Callable[[], Any], device: str, *, repeat: bool = True, estimate: float | None = None
+) -> Stopwatch:
     """Calls the function to warm up. `repeat`: short functions run many times for one measurement.
 
     On a GPU the kernels are replayed where they can be, so that the host does not count. Long ones that keep the GPU
-    busy anyway are launched: recording them takes as much memory again.
+    busy anyway are launched: recording them takes as much memory again. `estimate`: the seconds of a call that is known
+    not to be one of these.
     """
+    known = None
     if device == "cuda":
-        from rewriter.measure.replay import Replayed, host_keeps_up
+        from rewriter.measure.replay import Replayed, keeping_up
 
         try:
-            if not host_keeps_up(function):
-                return Replayed(function)
+            keeps_up, seconds = keeping_up(function) if estimate is None else (False, estimate)
+            if not keeps_up:
+                return Replayed(function, seconds)
+            known = seconds
         except RuntimeError as error:
             # Then the host's time counts too, and fusions seem to gain less than they do.
             _log.warning("timed by launching, because recording failed: %s", cause_of(error))
             torch.cuda.synchronize()
-    return Launched(function, device, repeat=repeat)
+    return Launched(function, device, repeat=repeat, known=known)
 
 
 class Launched:
-    """Times a function as the host calls it."""
+    """Times a function as the host calls it. known: what the first look at the clock would say, of a long function that
+    ran before; one of which nothing is known is called to warm up."""
 
-    def __init__(self, function: Callable[[], Any], device: str, *, repeat: bool) -> None:
-        self._function, self._device, self._repeats = function, device, 1
+    def __init__(self, function: Callable[[], Any], device: str, *, repeat: bool, known: float | None = None) -> None:
+        self._function, self._device, self._repeats, self._known = function, device, 1, known
+        if known is not None:
+            return
         function()
         if repeat:
             self._repeats = max(1, min(_MOST_REPEATS, int(_SAMPLE_SECONDS / max(self.seconds(), 1e-7))))
 
     def seconds(self) -> float:
         """Of one call."""
+        if self._known is not None:
+            known, self._known = self._known, None
+            return known
         _synchronise(self._device)
         start = time.perf_counter()
         for _ in range(self._repeats):

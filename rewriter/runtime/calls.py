@@ -201,7 +201,8 @@ class CallReader:
         return factor, left
 
     def _take(self, module: torch.nn.Module) -> Snapshot:
-        self.snapshot = Snapshot(module, frozenset(self._refused))
+        switched = self.snapshot.switched(module) if self.snapshot is not None else None
+        self.snapshot = switched or Snapshot(module, frozenset(self._refused))
         self._state = self._number(self.snapshot)
         return self.snapshot
 

@@ -8,6 +8,7 @@ import gc
 import logging
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
@@ -41,6 +42,9 @@ _CALLS_BEFORE = 2
 # Values of one number for which graphs are recorded; a number that changes at every step is not worth it.
 _MOST_VALUES = 4
 _ROUNDS = 3
+_LONG_SECONDS, _SLOWER = 50e-3, 1.02
+# Of the free memory that a recording may keep where launching would be nearly as fast.
+_SHARE_OF_FREE = 0.25
 
 
 @dataclasses.dataclass(slots=True)
@@ -54,13 +58,17 @@ class _Entry:
     watched: Watched = dataclasses.field(default_factory=Watched)
 
 
+# All that there are: their recordings share the memory of a device.
+_RUNNERS: weakref.WeakSet[CudaGraphRunner] = weakref.WeakSet()
+
+
 class CudaGraphRunner:
     """Runs a graph by replaying its kernels, and node by node where that cannot be or does not pay.
 
     `tuned`: what the first call of new extents runs in, so that its ops choose their providers. `record`: how to
-    record (`record_kernels`; in tests something that needs no GPU). `pays(replay, launch)`: whether replaying is
-    faster than launching. `worth_recording(launch)`: whether that may be so. Raises what the graph itself raises; a
-    failed recording only costs its time.
+    record (`record_kernels`; in tests something that needs no GPU). `refusal(launch)`: why not to record, or None.
+    `pays(replay, launch)`: whether replaying is faster than launching. Raises what the graph itself raises; a failed
+    recording only costs its time.
     """
 
     def __init__(
@@ -70,15 +78,16 @@ class CudaGraphRunner:
         tuned: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         record: Recorder | None = None,
         pays: Callable[[Callable[[], Any], Callable[[], Any]], bool] | None = None,
-        worth_recording: Callable[[Callable[[], Any]], bool] | None = None,
+        refusal: Callable[[Callable[[], Any]], str | None] | None = None,
     ) -> None:
         self._graph = graph
         self._plain = FunctionRunner(graph)
         self._tuned = tuned
         self._record = record or record_kernels
         self._pays = pays or _replay_pays
-        self._worth_recording = worth_recording or _worth_recording
+        self._refusal = refusal or _too_large
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        _RUNNERS.add(self)
         self._pointers: list[int] = []
         self._values: set[tuple[Any, ...]] = set()
         self._read = read_by_host(graph)
@@ -141,11 +150,11 @@ class CudaGraphRunner:
         return False
 
     def _with_room(self, entry: _Entry, call: Callable[[], Result]) -> Result:
-        """The call; where memory runs out, once more without the recordings of all other extents."""
+        """The call; where memory runs out, once more without all other recordings, those of other networks too."""
         try:
             return call()
         except RuntimeError as error:
-            others = [other for other in self._entries.values() if other is not entry and other.replay is not None]
+            others = [other for other in _recorded() if other is not entry]
             if not _is_out_of_memory(error) or not others:
                 raise
             logger.info("%d recordings are given up, because memory ran out", len(others))
@@ -161,8 +170,9 @@ class CudaGraphRunner:
         # The first argument is the sample, which every step of a loop changes, in ways that torch may not see.
         steady[:1] = [False]
         try:
-            if not self._worth_recording(lambda: self._plain(activations, weights)):
-                raise NotRecordable("the kernels are long enough for the host to keep up")
+            refusal = self._refusal(lambda: self._plain(activations, weights))
+            if refusal:
+                raise NotRecordable(refusal)
             expected = self._plain(activations, weights)
             replay = Replay(self._graph, activations, weights, steady, state, self._record)
             limit = TRACE_LIMITS[working_dtype([*weights, *activations])]
@@ -172,12 +182,17 @@ class CudaGraphRunner:
             if not self._pays(replay.play, lambda: self._plain(activations, weights)):
                 raise NotRecordable("a replay is not faster than launching the kernels")
         except (NotRecordable, RuntimeError) as error:
-            if _is_out_of_memory(error) and self.replays:
+            if _is_out_of_memory(error) and _recorded():
                 raise
             entry.refused = cause_of(error)
             logger.info("launched kernel by kernel, because %s", entry.refused)
             return
         entry.replay = replay
+
+
+def _recorded() -> list[_Entry]:
+    """All sets of extents that are replayed now, by any runner."""
+    return [entry for runner in list(_RUNNERS) for entry in runner._entries.values() if entry.replay is not None]
 
 
 _LAUNCHING: list[None] = []
@@ -240,14 +255,32 @@ def _key(activations: Tensors, read: Collection[int]) -> tuple[Any, tuple[float,
     return (numbers, sizes, *((t.shape, t.stride(), t.dtype, t.device) for t in activations)), numbers
 
 
-def _worth_recording(launch: Callable[[], Any]) -> bool:
-    from rewriter.measure.replay import host_keeps_up
+def _too_large(launch: Callable[[], Any]) -> str | None:
+    """Why the memory that a recording of the call keeps to itself is better left to others, or None.
 
-    return not host_keeps_up(launch)
+    Where the host cannot keep up, recording gains so much that only a lack of memory speaks against it.
+    """
+    from rewriter.measure.replay import launched_in_time
+
+    _give_cache_back()
+    before = torch.cuda.memory_reserved()
+    in_time, _ = launched_in_time(launch)
+    held = torch.cuda.memory_reserved() - before
+    free = torch.cuda.mem_get_info()[0] + held
+    if not in_time or held <= _SHARE_OF_FREE * free:
+        return None
+    return (
+        f"a recording would keep {held / 2**30:.1f} of the {free / 2**30:.1f} GiB that are free, and the host launches "
+        "the kernels in time"
+    )
 
 
 def _replay_pays(replay: Callable[[], Any], launch: Callable[[], Any]) -> bool:
-    return min(_seconds(replay) for _ in range(_ROUNDS)) < min(_seconds(launch) for _ in range(_ROUNDS))
+    first = _seconds(replay)
+    # Long kernels take the same time again and again; a recording spares the host at least.
+    if first > _LONG_SECONDS:
+        return first < _SLOWER * _seconds(launch)
+    return min(first, *(_seconds(replay) for _ in range(1, _ROUNDS))) < min(_seconds(launch) for _ in range(_ROUNDS))
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -216,6 +216,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "another module": lambda net: net.layer.lora_A.update({"a0": torch.nn.Linear(6, 2, bias=False)}),
     "a hook": lambda net: net.layer.register_forward_hook(lambda *_: None),
     "a forward": lambda net: setattr(net.layer, "forward", net.layer.base_layer.forward),
+    "another base layer": lambda net: net.layer._modules.update(base_layer=torch.nn.Linear(6, 5)),
     "unwrapped": lambda net: setattr(net, "layer", net.layer.base_layer),
     "dropout": lambda net: net.layer.lora_dropout["a0"].train(),
 }
@@ -230,6 +231,56 @@ def test_a_change_of_adapters_is_noticed(change: str) -> None:
     assert before.names == bare.names
     CHANGES[change](net)
     assert not before.unchanged(net)
+
+
+# What a layer with adapters is read anew for, but not the modules around it.
+QUICK = frozenset(CHANGES) - {"a hook", "a forward", "another base layer", "unwrapped", "dropout"}
+
+
+def told(snapshot: Snapshot) -> tuple[Any, ...]:
+    """All that a snapshot says, tensors by their identity."""
+    layers = [
+        (
+            id(layer.module),
+            id(layer.base),
+            layer.active,
+            [(each.kind, list(map(id, each.parameters)), each.scale) for each in layer.additions],
+            layer.unmerges,
+            *places,
+        )
+        for layer, *places in snapshot.adapted
+    ]
+    tensors = (*snapshot.weights, *snapshot.adapter_weights)
+    return snapshot.fingerprint, snapshot.names, list(map(id, tensors)), layers, snapshot.branched, snapshot.blocked
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_where_only_adapters_changed_only_they_are_read_again(change: str) -> None:
+    net = adapted(Net(torch.nn.Linear(6, 5)), [{"r": 2}], lora_dropout=0.5)
+    before = Snapshot(net)
+    CHANGES[change](net)
+    switched = before.switched(net)
+    assert (switched is not None) == (change in QUICK)
+    if switched is not None:
+        assert told(switched) == told(Snapshot(net))
+        assert switched.unchanged(net)
+        assert switched.serial != before.serial
+
+
+def test_where_more_than_adapters_changed_all_is_read_again() -> None:
+    net = adapted(Net(torch.nn.Linear(6, 5)), [{"r": 2}])
+    before = Snapshot(net)
+    net.layer.set_scale("a0", 0.5)
+    net.other.bias = torch.nn.Parameter(torch.zeros(2))
+    assert before.switched(net) is None
+
+
+def test_an_adapter_made_of_its_layers_own_weight_is_left_as_it_is() -> None:
+    net = adapted(Net(torch.nn.Linear(4, 4)), [{"r": 4}])
+    before = Snapshot(net)
+    net.layer.lora_A["a0"].weight = net.layer.base_layer.weight
+    assert before.switched(net) is None
+    assert Snapshot(net).adapted == []
 
 
 def test_scaling_and_back_is_no_change() -> None:

@@ -24,7 +24,7 @@ HOST: dict[str, float] = {"seconds": 0.0}
 class Clock:
     """Tells what `SECONDS` says of the provider that a call runs."""
 
-    def __init__(self, call: Callable[[], Any], _device: str = "cuda") -> None:
+    def __init__(self, call: Callable[[], Any], _device: str = "cuda", **_: object) -> None:
         ran.clear()
         call()
         self.provider = ran[-1]
@@ -171,6 +171,16 @@ def test_a_long_call_that_is_far_behind_is_run_once(chooser: providers.ProviderC
     assert choose(chooser, op, torch.randn(8), best=best, behind=behind).provider == "best"
     assert timed.count("behind") == 1
     assert timed.count("best") > 1
+
+
+@pytest.mark.parametrize(("ratio", "samples"), [(1.1, 1 + 3), (1.2, 1 + 1)])
+def test_of_one_that_is_behind_one_replay_is_enough(
+    chooser: providers.ProviderChooser, op: registry.Op, ratio: float, samples: int
+) -> None:
+    SECONDS["torch"] = 9e-5
+    made = {"best": provider("best", lambda x: x * 2, 1e-5), "next": provider("next", lambda x: x * 2, ratio * 1e-5)}
+    assert choose(chooser, op, torch.randn(8), **made).provider == "best"
+    assert (timed.count("best"), timed.count("next")) == (1 + 3, samples)
 
 
 @pytest.mark.parametrize(("host", "replayed"), [(1e-4, False), (5e-3, True)])

@@ -52,3 +52,12 @@ def test_two_that_are_timed_differently_are_both_launched(monkeypatch: pytest.Mo
     assert {first, second} <= set(called)
     assert found.before > 0
     assert found.after > 0
+
+
+def test_what_is_known_of_a_long_function_is_its_first_sample() -> None:
+    called: list[None] = []
+    watch = timing.Launched(lambda: called.append(None), "cpu", repeat=True, known=0.5)
+    assert watch.seconds() == 0.5
+    assert not called
+    assert 0 < watch.seconds() < 0.5
+    assert len(called) == 1

@@ -86,3 +86,30 @@ def test_options_choose_cases(benchmark: ModuleType) -> None:
     assert all(case.op == "group_norm" and "64x64" in case.label for case in chosen)
     with pytest.raises(SystemExit, match="no case"):
         benchmark.chosen(parse(["--op", "group_norm", "--label", "nowhere"]))
+
+
+def test_what_is_close_to_the_best_is_looped_too(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def after(calls: int) -> registry.Provider:
+        def function(*given: Any) -> Any:
+            return OPS["group_norm"].reference(*given)
+
+        microseconds[function] = calls
+        return registry.Provider(fn=function, supports=lambda *_: None)
+
+    microseconds: dict[Any, float] = {}
+    providers.load()
+    given = {"best": after(10), "close": after(11), "behind": after(13), "torch": after(20)}
+    monkeypatch.setitem(OPS, "group_norm", dataclasses.replace(OPS["group_norm"], providers=given))
+    monkeypatch.setattr(benchmark, "plain_time", lambda call: microseconds[call.__defaults__[0]])
+    monkeypatch.setattr(benchmark, "looped", lambda _call, seconds, _meter: (seconds, None))
+    rows = benchmark.measure(tiny(benchmark), draw(benchmark), 0.7)
+    assert [(row.provider, row.looped) for row in rows] == [
+        ("best", 0.7),
+        ("close", 0.7),
+        ("behind", None),
+        ("torch", None),
+    ]
+    head, first, *_ = benchmark.table(rows).splitlines()
+    assert "us in a loop" in head
+    assert "0.7" in first
+    assert "us in a loop" not in benchmark.table(benchmark.measure(tiny(benchmark), draw(benchmark)))

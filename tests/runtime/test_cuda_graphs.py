@@ -9,7 +9,7 @@ import torch
 
 from rewriter import torch_ir
 from rewriter.graph.conditions import Target
-from rewriter.runtime import building
+from rewriter.runtime import building, cuda_graphs
 from rewriter.runtime.cuda_graphs import CudaGraphRunner, launching
 
 TEXT = """
@@ -61,9 +61,7 @@ graph(%x : Tensor, %count : Tensor, %table : Tensor):
 
 
 def test_an_integer_that_the_host_reads_belongs_to_a_recording() -> None:
-    runner = CudaGraphRunner(
-        torch_ir.parse_graph(ROWS), record=Reader(), pays=lambda *_: True, worth_recording=lambda _: True
-    )
+    runner = CudaGraphRunner(torch_ir.parse_graph(ROWS), record=Reader(), pays=lambda *_: True, refusal=lambda _: None)
     x, table = torch.ones(1), torch.arange(9.0)
     for count in (1, 2, 3, 4, 5, 6):
         for _ in range(5):
@@ -78,9 +76,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def runner(recorder: Recorder) -> CudaGraphRunner:
-    return CudaGraphRunner(
-        torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, worth_recording=lambda _: True
-    )
+    return CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, refusal=lambda _: None)
 
 
 def number(value: float) -> torch.Tensor:
@@ -236,9 +232,7 @@ def test_a_replay_with_another_result_is_not_used():
         results = function()
         return (lambda: results[0].zero_()), results
 
-    runner = CudaGraphRunner(
-        torch_ir.parse_graph(TEXT), record=wrong, pays=lambda *_: True, worth_recording=lambda _: True
-    )
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=wrong, pays=lambda *_: True, refusal=lambda _: None)
     text, w = torch.randn(3, 4), torch.randn(4, 4)
     for _ in range(4):
         x = torch.randn(3, 4)
@@ -252,9 +246,7 @@ def test_a_failed_recording_only_costs_its_time(failure: Exception):
     def fails(_: Any) -> Any:
         raise RuntimeError(*failure.args)
 
-    runner = CudaGraphRunner(
-        torch_ir.parse_graph(TEXT), record=fails, pays=lambda *_: True, worth_recording=lambda _: True
-    )
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, pays=lambda *_: True, refusal=lambda _: None)
     text, w = torch.randn(3, 4), torch.randn(4, 4)
     for _ in range(3):
         x = torch.randn(3, 4)
@@ -263,9 +255,7 @@ def test_a_failed_recording_only_costs_its_time(failure: Exception):
 
 
 def test_a_replay_that_does_not_pay_is_dropped(recorder: Recorder):
-    runner = CudaGraphRunner(
-        torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: False, worth_recording=lambda _: True
-    )
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: False, refusal=lambda _: None)
     for _ in range(4):
         runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [torch.randn(4, 4)])
     w = torch.randn(4, 4)
@@ -293,13 +283,13 @@ def test_a_graph_that_draws_random_numbers_is_launched(recorder: Recorder):
     assert runner.reasons == ["it draws random numbers"]
 
 
-def test_what_keeps_the_gpu_busy_is_not_recorded(recorder: Recorder):
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, worth_recording=lambda _: False)
+def test_what_is_refused_is_launched_and_said(recorder: Recorder):
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, refusal=lambda _: "it is too large")
     w = torch.randn(4, 4)
     for _ in range(4):
         runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [w])
     assert not recorder.recordings
-    assert runner.reasons == ["the kernels are long enough for the host to keep up"]
+    assert runner.reasons == ["it is too large"]
 
 
 def test_missing_kernels_stand_in_the_report_of_a_gpu(monkeypatch: pytest.MonkeyPatch):
@@ -324,9 +314,7 @@ def test_where_memory_runs_out_other_recordings_are_given_up(error: Exception) -
             return super().__call__(function)
 
     recorder = Short()
-    runner = CudaGraphRunner(
-        torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, worth_recording=lambda _: True
-    )
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, refusal=lambda _: None)
     w = torch.randn(4, 4)
     for rows in (2, 3):
         text = torch.randn(rows, 4)
@@ -338,11 +326,67 @@ def test_where_memory_runs_out_other_recordings_are_given_up(error: Exception) -
     assert (runner.replays, runner.reasons) == (1, [])
 
 
+def test_where_memory_runs_out_recordings_of_other_networks_are_given_up() -> None:
+    w = torch.randn(4, 4)
+
+    def calls(runner: CudaGraphRunner) -> None:
+        for _ in range(4):
+            x, text = torch.randn(3, 4), torch.randn(3, 4)
+            (y,) = runner([x, text, number(2.0)], [w])
+            torch.testing.assert_close(y, expected(x, text, 2.0, w))
+
+    graph = torch_ir.parse_graph(TEXT)
+    first = CudaGraphRunner(graph, record=Recorder(), pays=lambda *_: True, refusal=lambda _: None)
+    calls(first)
+    assert first.replays == 1
+
+    def short(function: Any) -> Any:
+        if first.replays:
+            raise torch.OutOfMemoryError("no room")
+        return Recorder()(function)
+
+    second = CudaGraphRunner(graph, record=short, pays=lambda *_: True, refusal=lambda _: None)
+    calls(second)
+    assert (first.replays, second.replays) == (0, 1)
+    calls(first)
+    assert (first.replays, first.reasons) == (1, [])
+
+
+@pytest.mark.parametrize(("in_time", "held", "refused"), [(True, 2, False), (True, 4, True), (False, 4, False)])
+def test_a_long_call_is_recorded_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, in_time: bool, held: int, refused: bool
+) -> None:
+    """The call needs 2 or 4 GiB beside its weights; 8 are free with them given back."""
+    reserved = [10]
+
+    def launched(function: Callable[[], Any]) -> tuple[bool, float]:
+        function()
+        return in_time, 0.1
+
+    monkeypatch.setattr("rewriter.measure.replay.launched_in_time", launched)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved[0] << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: ((18 - reserved[0]) << 30, 80 << 30))
+    reason = cuda_graphs._too_large(lambda: reserved.append(reserved.pop() + held))
+    assert (reason is not None) == refused
+    assert reason is None or reason.startswith("a recording would keep 4.0 of the 8.0 GiB that are free")
+
+
+@pytest.mark.parametrize(
+    ("replay", "launch", "pays"), [(100, 101, True), (101, 100, True), (110, 100, False), (2, 3, True), (3, 2, False)]
+)
+def test_a_long_replay_is_kept_unless_it_is_slower(
+    monkeypatch: pytest.MonkeyPatch, replay: int, launch: int, pays: bool
+) -> None:
+    """Milliseconds. It spares the host in any case."""
+    monkeypatch.setattr(cuda_graphs, "_seconds", lambda call: call() * 1e-3)
+    assert cuda_graphs._replay_pays(lambda: replay, lambda: launch) == pays
+
+
 def test_memory_that_runs_out_with_nothing_to_give_up_is_the_callers_to_know() -> None:
     def fails(_: Any) -> Any:
         raise torch.OutOfMemoryError("no room")
 
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, worth_recording=lambda _: True)
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, refusal=lambda _: None)
     x, text, w = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4, 4)
     for _ in range(4):
         runner([x, text, number(2.0)], [w])
