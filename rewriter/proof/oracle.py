@@ -34,8 +34,10 @@ _HUGE = 1e60
 # The share of the largest number of a dtype from which on one order of additions may overflow and another not.
 _MARGIN = 0.25
 
-
 _NAMES = {torch.float64: "f64", torch.float32: "f32"}
+# In the order of preference, and what an op raises that has no kernel for one.
+_WIDE = (torch.float64, torch.float32)
+_REFUSALS = (RuntimeError, TypeError, ValueError)
 
 
 class InvalidExample(Exception):
@@ -87,13 +89,19 @@ def exact(module: PatternModule, plain: Unfused, seed: int) -> Exact:
     An op without f64 runs in f32 where the example is narrower, or else stands for itself: the unfused result is then
     the best one known, and the fused one has to agree with it to rounding.
     """
-    for wide in (torch.float64, torch.float32):
-        try:
+    for wide in _WIDE:
+        with contextlib.suppress(*_REFUSALS):
             return _exact(module, plain, wide, seed)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
-            continue
     outputs = [_wide(output, torch.float64) for output in plain.outputs]
     return Exact(outputs, [torch.zeros_like(output) for output in outputs], overflows=False, others=[])
+
+
+def exact_outputs(module: PatternModule, plain: Unfused) -> list[torch.Tensor]:
+    """Those of `exact`, for a fraction of its work."""
+    for wide in _WIDE:
+        with contextlib.suppress(*_REFUSALS), torch.no_grad(), references(module.rule), _precise():
+            return [_wide(output, torch.float64) for output in _outputs(module.rule, _run(module, plain, wide, None))]
+    return [_wide(output, torch.float64) for output in plain.outputs]
 
 
 @contextlib.contextmanager
@@ -112,23 +120,38 @@ def _ops(rule: Rule) -> set[str]:
 
 def _exact(module: PatternModule, plain: Unfused, wide: torch.dtype, seed: int) -> Exact:
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), references(module.rule), Precise():  # type: ignore[no-untyped-call]
-        names = _run(module, plain, wide, None)
-        outputs = [_wide(output, torch.float64) for output in _outputs(module.rule, names)]
-        noise = [torch.zeros_like(output) for output in outputs]
-        ops, inner = sorted(_ops(module.rule)), _roundings(module)
-        for _ in range(_DRAWS):
-            with inside.noisy(ops, inner, functools.partial(_rounded, read=True, generator=generator)):
-                noisy = _outputs(module.rule, _run(module, plain, wide, generator))
-            _widen(noise, noisy, outputs)
-        _widen_by_neighbours(noise, module, plain, wide, generator)
-        others = []
-        if not all(bool(_wide(output, wide).isfinite().all()) for output in (*outputs, *plain.outputs)):
-            others.append(_outputs(module.rule, _run(module, plain, torch.float32, None)))
-            huge = _outputs(module.rule, _run(module, plain, wide, None, huge=True))
-            others.append(
-                [torch.where(x.abs() > math.sqrt(_HUGE), x * math.inf, y) for x, y in zip(huge, outputs, strict=True)]
-            )
+    precise = _precise()
+    with torch.no_grad(), references(module.rule):
+        with precise:
+            names = _run(module, plain, wide, None)
+        # Every run calls the same ops.
+        with precise if precise.met else contextlib.nullcontext():
+            return _compared(module, plain, wide, names, generator)
+
+
+def _precise() -> Precise:
+    return Precise()  # type: ignore[no-untyped-call]
+
+
+def _compared(
+    module: PatternModule, plain: Unfused, wide: torch.dtype, names: dict[str, Any], generator: torch.Generator
+) -> Exact:
+    """What `exact` says of the values in `wide`, with the noise around them."""
+    outputs = [_wide(output, torch.float64) for output in _outputs(module.rule, names)]
+    noise = [torch.zeros_like(output) for output in outputs]
+    ops, inner = sorted(_ops(module.rule)), _roundings(module)
+    for _ in range(_DRAWS):
+        with inside.noisy(ops, inner, functools.partial(_rounded, read=True, generator=generator)):
+            noisy = _outputs(module.rule, _run(module, plain, wide, generator))
+        _widen(noise, noisy, outputs)
+    _widen_by_neighbours(noise, module, plain, wide, generator)
+    others = []
+    if not all(bool(_wide(output, wide).isfinite().all()) for output in (*outputs, *plain.outputs)):
+        others.append(_outputs(module.rule, _run(module, plain, torch.float32, None)))
+        huge = _outputs(module.rule, _run(module, plain, wide, None, huge=True))
+        others.append(
+            [torch.where(x.abs() > math.sqrt(_HUGE), x * math.inf, y) for x, y in zip(huge, outputs, strict=True)]
+        )
     return Exact(outputs, noise, _overflows(plain, names), others)
 
 
@@ -248,8 +271,9 @@ def _noisy(x: torch.Tensor, unit: float, least: float, generator: torch.Generato
     """x, off by `unit` of each element and by `least` at all, up or down."""
     if generator is None or not x.is_floating_point():
         return x
-    signs = 2 * torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8).to(x.device) - 1
-    return x * (1.0 + unit * signs) + least * signs
+    signs = torch.randint(0, 2, x.shape, generator=generator, dtype=torch.int8).to(x.device, x.dtype).mul_(2).sub_(1)
+    result = x * (signs * unit).add_(1.0)
+    return result.add_(signs, alpha=least) if least else result
 
 
 def _rounded(x: torch.Tensor, dtype: torch.dtype, *, read: bool, generator: torch.Generator) -> torch.Tensor:
