@@ -43,6 +43,8 @@ _CALLS_BEFORE = 2
 _MOST_VALUES = 4
 _ROUNDS = 3
 _LONG_SECONDS, _SLOWER = 50e-3, 1.02
+# Weights may move that often before they count as moving: to the device, and into merged ones.
+_SETTLING = 2
 # Of the free memory that a recording may keep where launching would be nearly as fast.
 _SHARE_OF_FREE = 0.25
 
@@ -66,9 +68,9 @@ class CudaGraphRunner:
     """Runs a graph by replaying its kernels, and node by node where that cannot be or does not pay.
 
     `tuned`: what the first call of new extents runs in, so that its ops choose their providers. `record`: how to
-    record (`record_kernels`; in tests something that needs no GPU). `refusal(launch)`: why not to record, or None.
-    `pays(replay, launch)`: whether replaying is faster than launching. Raises what the graph itself raises; a failed
-    recording only costs its time.
+    record (`record_kernels`; in tests something that needs no GPU). `refusal(launch, moving)`: why not to record a
+    call, whose weights may be `moving` to and fro, or None. `pays(replay, launch)`: whether replaying is faster than
+    launching. Raises what the graph itself raises; a failed recording only costs its time.
     """
 
     def __init__(
@@ -78,17 +80,18 @@ class CudaGraphRunner:
         tuned: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
         record: Recorder | None = None,
         pays: Callable[[Callable[[], Any], Callable[[], Any]], bool] | None = None,
-        refusal: Callable[[Callable[[], Any]], str | None] | None = None,
+        refusal: Callable[[Callable[[], Any], bool], str | None] | None = None,
     ) -> None:
         self._graph = graph
         self._plain = FunctionRunner(graph)
         self._tuned = tuned
         self._record = record or record_kernels
         self._pays = pays or _replay_pays
-        self._refusal = refusal or _too_large
+        self._refusal = refusal or _refusal
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         _RUNNERS.add(self)
         self._pointers: list[int] = []
+        self._moves = 0
         self._values: set[tuple[Any, ...]] = set()
         self._read = read_by_host(graph)
         self._refused = "it draws random numbers" if is_random(graph) else None
@@ -114,6 +117,7 @@ class CudaGraphRunner:
     def _run(self, activations: Tensors, weights: Tensors, state: int | None) -> tuple[torch.Tensor, ...]:
         pointers = [weight.data_ptr() for weight in weights]
         if pointers != self._pointers:
+            self._moves += bool(self._pointers)
             self._entries.clear()
             self._pointers = pointers
         key, numbers = _key(activations, self._read)
@@ -170,7 +174,7 @@ class CudaGraphRunner:
         # The first argument is the sample, which every step of a loop changes, in ways that torch may not see.
         steady[:1] = [False]
         try:
-            refusal = self._refusal(lambda: self._plain(activations, weights))
+            refusal = self._refusal(lambda: self._plain(activations, weights), self._moves > _SETTLING)
             if refusal:
                 raise NotRecordable(refusal)
             expected = self._plain(activations, weights)
@@ -255,10 +259,12 @@ def _key(activations: Tensors, read: Collection[int]) -> tuple[Any, tuple[float,
     return (numbers, sizes, *((t.shape, t.stride(), t.dtype, t.device) for t in activations)), numbers
 
 
-def _too_large(launch: Callable[[], Any]) -> str | None:
-    """Why the memory that a recording of the call keeps to itself is better left to others, or None.
+def _refusal(launch: Callable[[], Any], moving: bool) -> str | None:
+    """Why the call is better launched than recorded, or None.
 
-    Where the host cannot keep up, recording gains so much that only a lack of memory speaks against it.
+    Where the host cannot keep up, recording gains so much that nothing speaks against it. Elsewhere the memory does
+    that it keeps to itself, and weights that move, as when a pipeline is offloaded to the host's memory between
+    pictures: a recording ends with that.
     """
     from rewriter.measure.replay import launched_in_time
 
@@ -267,7 +273,11 @@ def _too_large(launch: Callable[[], Any]) -> str | None:
     in_time, _ = launched_in_time(launch)
     held = torch.cuda.memory_reserved() - before
     free = torch.cuda.mem_get_info()[0] + held
-    if not in_time or held <= _SHARE_OF_FREE * free:
+    if not in_time:
+        return None
+    if moving:
+        return "the weights move between calls, and the host launches the kernels in time"
+    if held <= _SHARE_OF_FREE * free:
         return None
     return (
         f"a recording would keep {held / 2**30:.1f} of the {free / 2**30:.1f} GiB that are free, and the host launches "

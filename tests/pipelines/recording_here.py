@@ -18,7 +18,7 @@ RULES = ("default", *(f"-{rule.id}" for rule in load_rules("default") if rule.ph
 
 def recorded_runner(graph: torch_ir.Graph, _: str) -> Runner:
     """Runs the graph as on a GPU: every call that may be recorded is, whether it pays or not."""
-    runner = CudaGraphRunner(graph, record=_record, pays=lambda *_: True, refusal=lambda _: None)
+    runner = CudaGraphRunner(graph, record=_record, pays=lambda *_: True, refusal=lambda *_: None)
 
     def run(
         activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], state: int | None = None

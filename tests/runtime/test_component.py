@@ -55,7 +55,7 @@ def test_a_program_says_for_how_many_extents_it_replays(optimized: Any, monkeypa
             graph,
             record=lambda function: (lambda: None, function()),
             pays=lambda *_: True,
-            refusal=lambda _: None,
+            refusal=lambda *_: None,
         )
 
     found = []

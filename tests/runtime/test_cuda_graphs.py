@@ -61,7 +61,7 @@ graph(%x : Tensor, %count : Tensor, %table : Tensor):
 
 
 def test_an_integer_that_the_host_reads_belongs_to_a_recording() -> None:
-    runner = CudaGraphRunner(torch_ir.parse_graph(ROWS), record=Reader(), pays=lambda *_: True, refusal=lambda _: None)
+    runner = CudaGraphRunner(torch_ir.parse_graph(ROWS), record=Reader(), pays=lambda *_: True, refusal=lambda *_: None)
     x, table = torch.ones(1), torch.arange(9.0)
     for count in (1, 2, 3, 4, 5, 6):
         for _ in range(5):
@@ -76,7 +76,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def runner(recorder: Recorder) -> CudaGraphRunner:
-    return CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, refusal=lambda _: None)
+    return CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, refusal=lambda *_: None)
 
 
 def number(value: float) -> torch.Tensor:
@@ -232,7 +232,7 @@ def test_a_replay_with_another_result_is_not_used():
         results = function()
         return (lambda: results[0].zero_()), results
 
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=wrong, pays=lambda *_: True, refusal=lambda _: None)
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=wrong, pays=lambda *_: True, refusal=lambda *_: None)
     text, w = torch.randn(3, 4), torch.randn(4, 4)
     for _ in range(4):
         x = torch.randn(3, 4)
@@ -246,7 +246,7 @@ def test_a_failed_recording_only_costs_its_time(failure: Exception):
     def fails(_: Any) -> Any:
         raise RuntimeError(*failure.args)
 
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, pays=lambda *_: True, refusal=lambda _: None)
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, pays=lambda *_: True, refusal=lambda *_: None)
     text, w = torch.randn(3, 4), torch.randn(4, 4)
     for _ in range(3):
         x = torch.randn(3, 4)
@@ -255,7 +255,9 @@ def test_a_failed_recording_only_costs_its_time(failure: Exception):
 
 
 def test_a_replay_that_does_not_pay_is_dropped(recorder: Recorder):
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: False, refusal=lambda _: None)
+    runner = CudaGraphRunner(
+        torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: False, refusal=lambda *_: None
+    )
     for _ in range(4):
         runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [torch.randn(4, 4)])
     w = torch.randn(4, 4)
@@ -284,7 +286,7 @@ def test_a_graph_that_draws_random_numbers_is_launched(recorder: Recorder):
 
 
 def test_what_is_refused_is_launched_and_said(recorder: Recorder):
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, refusal=lambda _: "it is too large")
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, refusal=lambda *_: "it is too large")
     w = torch.randn(4, 4)
     for _ in range(4):
         runner([torch.randn(3, 4), torch.randn(3, 4), number(2.0)], [w])
@@ -314,7 +316,7 @@ def test_where_memory_runs_out_other_recordings_are_given_up(error: Exception) -
             return super().__call__(function)
 
     recorder = Short()
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, refusal=lambda _: None)
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, refusal=lambda *_: None)
     w = torch.randn(4, 4)
     for rows in (2, 3):
         text = torch.randn(rows, 4)
@@ -336,7 +338,7 @@ def test_where_memory_runs_out_recordings_of_other_networks_are_given_up() -> No
             torch.testing.assert_close(y, expected(x, text, 2.0, w))
 
     graph = torch_ir.parse_graph(TEXT)
-    first = CudaGraphRunner(graph, record=Recorder(), pays=lambda *_: True, refusal=lambda _: None)
+    first = CudaGraphRunner(graph, record=Recorder(), pays=lambda *_: True, refusal=lambda *_: None)
     calls(first)
     assert first.replays == 1
 
@@ -345,16 +347,24 @@ def test_where_memory_runs_out_recordings_of_other_networks_are_given_up() -> No
             raise torch.OutOfMemoryError("no room")
         return Recorder()(function)
 
-    second = CudaGraphRunner(graph, record=short, pays=lambda *_: True, refusal=lambda _: None)
+    second = CudaGraphRunner(graph, record=short, pays=lambda *_: True, refusal=lambda *_: None)
     calls(second)
     assert (first.replays, second.replays) == (0, 1)
     calls(first)
     assert (first.replays, first.reasons) == (1, [])
 
 
-@pytest.mark.parametrize(("in_time", "held", "refused"), [(True, 2, False), (True, 4, True), (False, 4, False)])
-def test_a_long_call_is_recorded_where_there_is_room(
-    monkeypatch: pytest.MonkeyPatch, in_time: bool, held: int, refused: bool
+@pytest.mark.parametrize(
+    ("in_time", "moving", "held", "refusal"),
+    [
+        (True, False, 2, None),
+        (True, False, 4, "a recording would keep 4.0 of the 8.0 GiB that are free, and the host launches the kernels"),
+        (True, True, 2, "the weights move between calls, and the host launches the kernels"),
+        (False, True, 4, None),
+    ],
+)
+def test_a_long_call_is_recorded_where_there_is_room_and_weights_stay(
+    monkeypatch: pytest.MonkeyPatch, in_time: bool, moving: bool, held: int, refusal: str | None
 ) -> None:
     """The call needs 2 or 4 GiB beside its weights; 8 are free with them given back."""
     reserved = [10]
@@ -366,9 +376,27 @@ def test_a_long_call_is_recorded_where_there_is_room(
     monkeypatch.setattr("rewriter.measure.replay.launched_in_time", launched)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved[0] << 30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: ((18 - reserved[0]) << 30, 80 << 30))
-    reason = cuda_graphs._too_large(lambda: reserved.append(reserved.pop() + held))
-    assert (reason is not None) == refused
-    assert reason is None or reason.startswith("a recording would keep 4.0 of the 8.0 GiB that are free")
+    reason = cuda_graphs._refusal(lambda: reserved.append(reserved.pop() + held), moving)
+    assert reason == (refusal and f"{refusal} in time")
+
+
+def test_weights_that_keep_moving_are_told_from_those_that_settle(recorder: Recorder) -> None:
+    seen: list[bool] = []
+
+    def refusal(_: object, moving: bool) -> str | None:
+        seen.append(moving)
+        return None
+
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=recorder, pays=lambda *_: True, refusal=refusal)
+    text = torch.randn(3, 4)
+    places = []
+    for _ in range(5):
+        places.append(torch.randn(4, 4))
+        for _ in range(4):
+            x = torch.randn(3, 4)
+            (y,) = runner([x, text, number(2.0)], [places[-1]])
+            torch.testing.assert_close(y, expected(x, text, 2.0, places[-1]))
+    assert seen == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -386,7 +414,7 @@ def test_memory_that_runs_out_with_nothing_to_give_up_is_the_callers_to_know() -
     def fails(_: Any) -> Any:
         raise torch.OutOfMemoryError("no room")
 
-    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, refusal=lambda _: None)
+    runner = CudaGraphRunner(torch_ir.parse_graph(TEXT), record=fails, refusal=lambda *_: None)
     x, text, w = torch.randn(3, 4), torch.randn(3, 4), torch.randn(4, 4)
     for _ in range(4):
         runner([x, text, number(2.0)], [w])
