@@ -35,7 +35,7 @@ def linear_act_cat(
     """left beside activation(x @ weight.T + bias), operands as in the reference; algorithm: as in `linear_act`."""
     width = left.shape[-1]
     result = torch.empty((*x.shape[:-1], width + weight.shape[0]), dtype=x.dtype, device=x.device)
-    result[..., :width] = left
+    _copy_rows(result[..., :width], left)
     beside = result.view(-1, result.shape[-1])[:, width:]
     torch.ops.rewriter_cuda.linear(_rows(x), weight, bias, None, beside, _ACTIVATIONS[activation], algorithm)
     return result
@@ -104,6 +104,17 @@ def _linear(
     result = torch.empty((rows.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     torch.ops.rewriter_cuda.linear(rows, weight, bias, added, result, activation, algorithm)
     return result.view(*x.shape[:-1], weight.shape[0])
+
+
+def _copy_rows(place: torch.Tensor, source: torch.Tensor) -> None:
+    """Fills rows that have gaps between them: in words of 16 bytes where they can be read as such, since torch moves
+    one element at a time there."""
+    try:
+        wide, words = place.view(torch.complex128), source.view(torch.complex128)
+    except RuntimeError:
+        place.copy_(source)
+    else:
+        wide.copy_(words)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
