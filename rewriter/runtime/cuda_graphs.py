@@ -174,10 +174,11 @@ class CudaGraphRunner:
         # The first argument is the sample, which every step of a loop changes, in ways that torch may not see.
         steady[:1] = [False]
         try:
-            refusal = self._refusal(lambda: self._plain(activations, weights), self._moves > _SETTLING)
+            launched: list[tuple[torch.Tensor, ...]] = []
+            refusal = self._refusal(lambda: launched.append(self._plain(activations, weights)), self._moves > _SETTLING)
             if refusal:
                 raise NotRecordable(refusal)
-            expected = self._plain(activations, weights)
+            expected = launched[0] if launched else self._plain(activations, weights)
             replay = Replay(self._graph, activations, weights, steady, state, self._record)
             limit = TRACE_LIMITS[working_dtype([*weights, *activations])]
             problem = compare(replay(activations, weights, state), expected, limit=limit, same_nonfinite=True).problem
