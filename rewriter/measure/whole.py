@@ -19,8 +19,8 @@ from rewriter.measure.timing import FAR_BEHIND, Timing, best_of
 # What recipes make of a graph's weights, valid until they are asked for with other recipes.
 Derive: TypeAlias = Callable[[Sequence[Prepared]], Sequence[torch.Tensor]]
 _TURNS = 2
-# From so many microseconds on, a GPU takes the same time again and again: only what is close is timed twice.
-_STEADY, _CLOSE = 1e5, 1.03
+# From so many microseconds on, a GPU takes the same time again and again.
+_STEADY = 1e5
 
 
 class Inputs:
@@ -62,12 +62,10 @@ def fastest(candidates: Sequence[Rewritten], inputs: Inputs, device: str, cache:
     unknown = {key: one for key, one in zip(keys, candidates, strict=True) if key not in best}
     for turn in range(_TURNS):
         leader = min(best.values(), default=float("inf"))
-        steady = device == "cuda" and leader > _STEADY
-        close = [key for key, found in best.items() if found <= leader * (_CLOSE if steady else FAR_BEHIND)]
-        if turn and steady and len(close) < 2:
+        if turn and device == "cuda" and leader > _STEADY:
             break
         for key, one in unknown.items():
-            if not turn or key in close:
+            if not turn or best[key] <= FAR_BEHIND * leader:
                 best[key] = min(best.get(key, float("inf")), best_of(functools.partial(inputs.call, one), device) * 1e6)
     for key in unknown:
         if best[key] < float("inf"):
