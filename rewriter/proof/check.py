@@ -33,7 +33,7 @@ _SHRINKING_SECONDS = 20.0
 # Different extents and layouts among the examples of a proof where kernels are compiled for them.
 _SETTINGS = 11
 # Elements of an operand where a kernel runs in an interpreter, which takes milliseconds for each block.
-_INTERPRETED = 2**13
+_INTERPRETED = 2**12
 # How many examples a provider may refuse before it is taken to refuse all.
 _REFUSED = 100
 
