@@ -113,7 +113,7 @@ class CallReader:
         self.signature = signature
         self._scaled = scaled
         self._refused: set[str] = set()
-        self._runs = Runs()
+        self.runs = Runs()
         self.snapshot: Snapshot | None = None
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._states: OrderedDict[tuple[Any, ...], int] = OrderedDict()
@@ -140,7 +140,7 @@ class CallReader:
         ) or adapter_circumstance(snapshot, factor)
         if reason:
             return Declined(reason=reason, failure=False)
-        probe = self._runs.starts(flat.tensors)
+        probe = self.runs.starts(flat.tensors)
         form = (flat.structure, tuple(snapshot.scales.paths))
         plan = self._plans.get(form)
         if plan is None:

@@ -170,6 +170,7 @@ class Component:
             self._broken(program, call, reason)
             return result
         self.journal.reason = None
+        self._reader.runs.ran(call.flat.tensors)
         if self._judge.guard.found_late():
             self._too_late()
         if not self._judge.guard.passes(program, call.flat.tensors, tensors):
