@@ -5,8 +5,8 @@
 
 A line for every second of the loop: milliseconds of a step, watts and joules of a step by the driver's count (good to a
 tenth), the clock of the multiprocessors in MHz and the temperature in degrees. Then, from a profile of more steps,
-the time from the first kernel to the last against the sum of the kernels: what is between them is the host's to answer
-for.
+the time from the first kernel to the last, the sum of the kernels, and what passes between them; the kernels, and the
+pairs of kernels, that take longest.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rewriter.models.targets import load_target
 
 PROFILED = 4
 SHOWN = 15
+WIDTH = 48
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,7 +73,7 @@ def loop(call: Callable[[], Any], device: torch.device, seconds: float) -> float
 
 
 def kernels(call: Callable[[], Any], device: torch.device) -> None:
-    """Prints the span and the sum of the kernels of a step, and the longest of them."""
+    """Prints where the GPU's time goes: in kernels, and between them."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -84,13 +85,25 @@ def kernels(call: Callable[[], Any], device: torch.device) -> None:
     if not events:
         return
     times: dict[str, list[float]] = defaultdict(list)
+    gaps: dict[str, list[float]] = defaultdict(list)
+    events.sort(key=lambda each: each.time_range.start)
+    first = reached = events[0].time_range.start
+    before = ""
     for each in events:
         times[each.name].append((each.time_range.end - each.time_range.start) * 1e-3)
-    first, last = min(each.time_range.start for each in events), max(each.time_range.end for each in events)
-    total = sum(map(sum, times.values()))
-    print(f"{(last - first) * 1e-3 / PROFILED:.1f} ms a step, {total / PROFILED:.1f} of them kernels")
-    for name, spent in sorted(times.items(), key=lambda item: -sum(item[1]))[:SHOWN]:
-        print(f"{sum(spent) / PROFILED:9.2f} ms {len(spent) / PROFILED:6.0f} {name[:100]}")
+        if each.time_range.start > reached:
+            gaps[f"{before[:WIDTH]} > {each.name[:WIDTH]}"].append((each.time_range.start - reached) * 1e-3)
+        if each.time_range.end > reached:
+            reached, before = each.time_range.end, each.name
+    busy, idle = sum(map(sum, times.values())), sum(map(sum, gaps.values()))
+    print(
+        f"{(reached - first) * 1e-3 / PROFILED:.1f} ms a step, {busy / PROFILED:.1f} of them "
+        f"{len(events) / PROFILED:.0f} kernels; between kernels {idle / PROFILED:.1f}"
+    )
+    for found in (times, gaps):
+        for name, spent in sorted(found.items(), key=lambda item: -sum(item[1]))[:SHOWN]:
+            print(f"{sum(spent) / PROFILED:9.2f} ms {len(spent) / PROFILED:6.1f} {name[: 2 * WIDTH + 3]}")
+        print()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

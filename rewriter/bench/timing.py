@@ -18,8 +18,9 @@ from rewriter.bench.power import Meter
 
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 200
-# A sample on a GPU is long enough for the host to run ahead, as it does in a loop.
+# A sample on a GPU is long enough for the host to run ahead, as it does in a loop: in seconds, and in calls.
 _SHORTEST_SAMPLE = {"cpu": 0.005, "cuda": 0.2}
+_FEWEST_CALLS = {"cpu": 1, "cuda": 4}
 # By then every mode has compiled, recorded and begun to replay.
 _FIRST_CALLS = 5
 # A call that takes this many times the median is one that still makes something ready.
@@ -107,15 +108,16 @@ def compare(
 ) -> dict[str, Times]:
     """Times the calls in turn for about `seconds` in all, each round starting with another one.
 
-    A sample is a run of calls of at least 5 ms, on a GPU 200 ms: in a loop the host is ahead of the device, and waits
-    only at the end. `advance` hears the share of the work that each sample was.
+    A sample is a run of calls of at least 5 ms, on a GPU four of them and 200 ms: in a loop the host is ahead of the
+    device, and waits only at the end. `advance` hears the share of the work that each sample was.
     """
     repeats: dict[str, int] = {}
     estimate = 0.0
     for name, call in calls.items():
         _sample(call, 1, device)
         once = _sample(call, 1, device)
-        repeats[name] = max(1, round(_SHORTEST_SAMPLE.get(device.type, 0.005) / max(once, 1e-7)))
+        calls_of_a_sample = round(_SHORTEST_SAMPLE.get(device.type, 0.005) / max(once, 1e-7))
+        repeats[name] = max(_FEWEST_CALLS.get(device.type, 1), calls_of_a_sample)
         estimate += once * repeats[name]
     rounds = min(max(int(seconds / max(estimate, 1e-7)), _MIN_ROUNDS), _MAX_ROUNDS)
     names = list(calls)
