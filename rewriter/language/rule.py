@@ -77,6 +77,7 @@ class Rule:
     tolerance: float
     loses: Mapping[str, str]
     saves: str
+    rivals: tuple[str, ...]
     position: Position
     match_text: str
     replace_text: str

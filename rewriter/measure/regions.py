@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from rewriter.graph.conditions import Target
 from rewriter.graph.engine import Blocked, Rewrite, Rewritten, rewrite
 from rewriter.graph.view import Node, View
 from rewriter.language.rule import RuleSet
+from rewriter.measure import rivals
 from rewriter.measure.cache import TimingCache
+from rewriter.measure.grouping import regions
 from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
 from rewriter.measure.timing import Timing, compare
 from rewriter.measure.whole import Inputs
@@ -66,7 +68,7 @@ class Regions:
                 self.seen.setdefault((done.rule, done.origins), done)
             losing = self.losing(result)
             if not losing:
-                return result
+                return rivals.settle(self, result, blocked, prepare)
             blocked |= losing
             _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
             result = self.rewritten(blocked)
@@ -132,42 +134,22 @@ class Regions:
     ) -> bool:
         name = " + ".join(dict.fromkeys(done.rule for done in rewrites))
         try:
-            pair = self.pair(origins, after)
-            timing = self.cache.get(pair.key)
-            if timing is None:
-                timing = self.time(pair, known)
-                self.cache.put(pair.key, timing)
-        except (Unmeasurable, RuntimeError, NotImplementedError) as error:
+            return self.timed(self.pair(origins, after), name, known).pays
+        except (Unmeasurable, RuntimeError) as error:
             self.unmeasurable.setdefault(f"{name}: {cause_of(error)}", rewrites[0].site)
             return False
+
+    def timed(self, pair: Pair, name: str, known: Sequence[torch.Tensor]) -> Timing:
+        """Both sides of a pair, timed once for all that are alike. Raises what they raise."""
+        timing = self.cache.get(pair.key)
+        if timing is None:
+            timing = self.time(pair, known)
+            self.cache.put(pair.key, timing)
         _, count, _ = self.timings.get(pair.key, (name, 0, timing))
         self.timings[pair.key] = (name, count + 1, timing)
-        return timing.pays
+        return timing
 
     def time(self, pair: Pair, known: Sequence[torch.Tensor]) -> Timing:
         drawn: dict[TensorPlan, torch.Tensor] = {}
         before, after = pair.before.call(drawn, known), pair.after.call(drawn, known)
         return compare(before, after, self.target.device)
-
-
-def regions(rewrites: Iterable[Rewrite]) -> list[tuple[frozenset[int], list[Rewrite]]]:
-    """Rewrites that touch common original nodes, directly or through others, together: they pay or lose as one."""
-    parent: dict[int, int] = {}
-
-    def find(origin: int) -> int:
-        while parent.setdefault(origin, origin) != origin:
-            parent[origin] = parent[parent[origin]]
-            origin = parent[origin]
-        return origin
-
-    found = list(rewrites)
-    for done in found:
-        first, *rest = done.origins
-        for origin in rest:
-            parent[find(origin)] = find(first)
-    groups: dict[int, tuple[set[int], list[Rewrite]]] = {}
-    for done in found:
-        origins, members = groups.setdefault(find(next(iter(done.origins))), (set(), []))
-        origins |= done.origins
-        members.append(done)
-    return [(frozenset(origins), members) for origins, members in groups.values()]
