@@ -76,7 +76,7 @@ class Component:
         self._reader = CallReader(inspect.signature(original), scale_argument(original))
         self._library = Library()
         self._store = PreparedStore()
-        self._merging = Merging(self._reader, self._store, self.journal, verify=options.verify)
+        self._merging = Merging(self._reader, self._library, self._store, self.journal, verify=options.verify)
         self._maker = Maker(options, self._reader, self._library, self._store, self._merging, self.journal)
         self._judge = Judge(options, self._library, self._merging, self._maker, self.journal)
         self._lock = threading.RLock()

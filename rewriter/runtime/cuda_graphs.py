@@ -102,6 +102,12 @@ class CudaGraphRunner:
         return sum(entry.replay is not None for entry in self._entries.values())
 
     @property
+    def hoisted_from(self) -> set[int]:
+        """As of any runner: what replays keep from step to step."""
+        replays = [entry.replay for entry in list(self._entries.values()) if entry.replay is not None]
+        return {position for replay in replays for position in replay.hoisted_from}
+
+    @property
     def reasons(self) -> list[str]:
         """Why calls are launched kernel by kernel, where they are."""
         found = [self._refused, *(entry.refused for entry in self._entries.values())]

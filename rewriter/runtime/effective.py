@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -57,15 +57,21 @@ class EffectiveWeights:
         self._read: list[torch.Tensor] = []
         self._probes = Probes(())
         self._weights: list[torch.Tensor] = []
+        # Of what the probes look at, that which places hold sums of.
+        self._added_up: frozenset[int] = frozenset()
 
-    def resolve(self, snapshot: Snapshot, factor: float, *, probe: bool) -> tuple[list[torch.Tensor], int]:
+    def resolve(
+        self, snapshot: Snapshot, factor: float, *, probe: Callable[[], Collection[int]] | None
+    ) -> tuple[list[torch.Tensor], int]:
         """What graphs read in the place of the snapshot's weights, and a number that is another one when any of it
         may have changed. `factor` multiplies the scale of all adapters.
 
-        `probe`: look also for writes that torch does not count, which waits for the device. Raises what torch raises
-        where memory is short; then nothing is held.
+        `probe`: look also for writes that torch does not count, which waits for the device; it says of which of the
+        snapshot's weights something was computed that such a write makes wrong. Raises what torch raises where memory
+        is short; then nothing is held.
         """
-        if self._known != (snapshot.serial, factor, *map(version, self._read)) or (probe and not self._probes.same()):
+        known = self._known == (snapshot.serial, factor, *map(version, self._read))
+        if not known or (probe is not None and not self._probes.same(self._added_up | frozenset(probe()))):
             try:
                 with torch.inference_mode(False), torch.no_grad():
                     self._compute(snapshot, factor)
@@ -86,6 +92,7 @@ class EffectiveWeights:
     def release(self) -> None:
         """Moves all parameters back to where they were, with the values that they have now."""
         self._known, self._weights, self._read, self._probes = None, [], [], Probes(())
+        self._added_up = frozenset()
         with torch.inference_mode(False), torch.no_grad():
             for home in list(self._homes.values()):
                 self._return(home)
@@ -98,6 +105,10 @@ class EffectiveWeights:
             self._add_up(snapshot, active, factor)
         # The snapshot itself notices what happens to the adapters, but for writes that are not counted.
         self._probes = Probes([*snapshot.weights, *snapshot.adapter_weights])
+        self._added_up = frozenset(
+            [slot for _, *slots in active for slot in slots if slot is not None]
+            + list(range(len(snapshot.weights), len(snapshot.weights) + len(snapshot.adapter_weights)))
+        )
         self._stamp = next(self._stamps)
         self._known = (snapshot.serial, factor, *map(version, self._read))
 

@@ -28,6 +28,10 @@ class Library:
         """All programs, least recently used first."""
         return [program for group in self._programs.values() for program in group]
 
+    def copied(self) -> frozenset[int]:
+        """The slots of the weights that something was computed from ahead of calls, for any program."""
+        return frozenset().union(*(program.copied() for program in self.programs()))
+
     def find(self, call: Call) -> tuple[Program, Standing] | None:
         """A program for the call, one that may be trusted with it if there is one."""
         key = call.key

@@ -6,6 +6,7 @@ from rewriter.causes import described
 from rewriter.runtime.calls import Call, CallReader, Declined
 from rewriter.runtime.effective import EffectiveWeights
 from rewriter.runtime.journal import Journal
+from rewriter.runtime.library import Library
 from rewriter.runtime.prepared import PreparedStore
 
 
@@ -17,16 +18,20 @@ class Merging:
     need a proof at all.
     """
 
-    def __init__(self, reader: CallReader, store: PreparedStore, journal: Journal, *, verify: bool) -> None:
+    def __init__(
+        self, reader: CallReader, library: Library, store: PreparedStore, journal: Journal, *, verify: bool
+    ) -> None:
         self.effective = EffectiveWeights(store)
-        self._reader, self._journal, self._verify = reader, journal, verify
+        self._reader, self._library, self._journal, self._verify = reader, library, journal, verify
         self._proved: set[str] = set()
 
     def resolve(self, call: Call) -> Declined | None:
         """Computes the weights that the call's graph reads; says why it has to run eagerly where that cannot be."""
         try:
             factor = 1.0 if call.factor is None else call.factor
-            call.weights, call.stamp = self.effective.resolve(call.snapshot, factor, probe=call.probe)
+            call.weights, call.stamp = self.effective.resolve(
+                call.snapshot, factor, probe=self._library.copied if call.probe else None
+            )
         except Exception as error:
             return Declined(reason=f"the adapters cannot be added to the weights: {described(error)}", failure=True)
         return None

@@ -102,6 +102,11 @@ class PreparedWeights:
         self._untouched = untouched or ()
         self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})
+        self._made_of: list[frozenset[int]] = []
+        for recipe in recipes:
+            self._made_of.append(
+                frozenset().union(*({s} if s < len(names) else self._made_of[s - len(names)] for s in recipe.sources))
+            )
         self._probes = Probes(())
         self._compute(weights)
 
@@ -118,6 +123,15 @@ class PreparedWeights:
             self._compute(weights)
         return self._tensors()
 
+    def sources(self, index: int) -> frozenset[int]:
+        """The positions of the weights that a derived one is made of."""
+        return self._made_of[index]
+
+    def copied(self) -> frozenset[int]:
+        """The positions of the weights whose values are held a second time."""
+        made = zip(self._made_of, self._cells, strict=True)
+        return frozenset().union(*(sources for sources, cell in made if not cell.shared))
+
     def stow(self, weights: Sequence[torch.Tensor], unread: Collection[int]) -> None:
         """From now on, what rows in eight bits are made of waits in the host's memory where it is among `unread`: the
         positions of weights and recipes that the graph itself does not read."""
@@ -128,7 +142,7 @@ class PreparedWeights:
 
     def forget(self) -> None:
         """Ends the use of this: what nobody else needs is freed."""
-        self._recipes, self._cells, self._probes = (), [], Probes(())
+        self._recipes, self._cells, self._made_of, self._probes = (), [], [], Probes(())
 
     def _compute(self, weights: Sequence[torch.Tensor]) -> None:
         if not self._recipes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
 import torch
@@ -22,31 +22,52 @@ class Probes:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        self._groups: dict[tuple[torch.dtype, torch.device], list[tuple[torch.Tensor, _Place]]] = {}
-        kept: dict[torch.dtype, list[torch.Tensor]] = {}
+        self._all = range(len(tensors))
+        self._tensors = [tensor if tensor.device.type != "cpu" else None for tensor in tensors]
+        self._places = list(map(_place, tensors))
         with torch.no_grad():
-            for tensor in tensors:
-                place = _place(tensor)
-                if tensor.device.type == "cpu":
-                    kept.setdefault(tensor.dtype, []).append(tensor.detach().as_strided(*place))
-                else:
-                    self._groups.setdefault((tensor.dtype, tensor.device), []).append((tensor, place))
-        self._kept = list(kept.values())
-        self._samples = self._look()
+            self._kept = [
+                tensor.detach().as_strided(*place) if tensor.device.type == "cpu" else None
+                for tensor, place in zip(tensors, self._places, strict=True)
+            ]
+        groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            groups.setdefault((tensor.dtype, tensor.device), []).append(index)
+        self._groups = list(groups.values())
+        self._samples: dict[int, torch.Tensor] = {}
+        for group, samples in zip(self._groups, self._look(self._groups), strict=True):
+            counts = [self._places[index][0][0] for index in group]
+            self._samples.update(zip(group, samples.split(counts), strict=True))
+        # The samples of those that were asked for last, joined.
+        self._asked: Collection[int] = ()
+        self._chosen: list[list[int]] = []
+        self._expected: list[torch.Tensor] = []
 
-    def same(self) -> bool:
-        """Whether the sampled elements still have their values. Waits for the device."""
-        samples = self._look()
-        return all(a.device == b.device and torch.equal(a, b) for a, b in zip(samples, self._samples, strict=True))
+    def same(self, among: Collection[int] | None = None) -> bool:
+        """Whether the sampled elements still have their values: of all tensors, or of those at the positions `among`.
+        Waits for the device that these are on."""
+        among = self._all if among is None else among
+        if among != self._asked:
+            chosen = [[index for index in group if index in among] for group in self._groups]
+            self._chosen = [group for group in chosen if group]
+            self._expected = [torch.cat([self._samples[index] for index in group]) for group in self._chosen]
+            self._asked = among
+        return all(map(torch.equal, self._look(self._chosen), self._expected))
 
     def views(self) -> list[torch.Tensor]:
         """The tensors that this holds: views of those it was made of."""
-        return [view for views in self._kept for view in views]
+        return [view for view in self._kept if view is not None]
 
-    def _look(self) -> list[torch.Tensor]:
+    def _look(self, groups: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         with torch.no_grad():
-            made = [[tensor.as_strided(*place) for tensor, place in group] for group in self._groups.values()]
-            return [torch.cat(views) for views in (*self._kept, *made)]
+            return [torch.cat([self._view(index) for index in group]) for group in groups]
+
+    def _view(self, index: int) -> torch.Tensor:
+        kept, tensor = self._kept[index], self._tensors[index]
+        if kept is not None:
+            return kept
+        assert tensor is not None
+        return tensor.as_strided(*self._places[index])
 
 
 def _place(tensor: torch.Tensor) -> _Place:

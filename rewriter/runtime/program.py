@@ -115,6 +115,15 @@ class Program:
         """For how many sets of extents recorded kernels are replayed now: 0 where they are launched one by one."""
         return int(getattr(self._runner, "replays", 0))
 
+    def copied(self) -> set[int]:
+        """The slots of the weights of which something was computed ahead of calls: weights that were prepared, and
+        what a replay does not compute at every step."""
+        slots = self.recording.weights
+        positions = set(self._prepared.copied())
+        for position in self._runner.hoisted_from:
+            positions |= {position} if position < len(slots) else self._prepared.sources(position - len(slots))
+        return {slots[position] for position in positions}
+
     def live_numbers(self, numbers: Sequence[int | float]) -> list[int | float]:
         """Those of a call's numbers that are inputs of the graph."""
         return [number for number, live in zip(numbers, self.live, strict=True) if live]

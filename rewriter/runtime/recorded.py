@@ -67,6 +67,12 @@ class Replay:
         """Values that are computed only when what they depend on has changed."""
         return 0 if self._split is None else self._split.kept
 
+    @property
+    def hoisted_from(self) -> list[int]:
+        """The positions of the weights that these are computed from."""
+        first = len(self._held)
+        return [index - first for index in (self._split.prologue_inputs if self._split else ()) if index >= first]
+
     def __call__(self, activations: Tensors, weights: Tensors, state: int | None) -> tuple[torch.Tensor, ...]:
         # What is not hoisted is always copied: a write that torch does not see, by a kernel of the caller's own, must
         # not be missed in the sample.
@@ -93,9 +99,7 @@ class Replay:
         return tensor.detach().to(self._device)
 
     def _stamp(self, weights: Tensors, state: int | None) -> tuple[Any, ...]:
-        assert self._split is not None
-        first = len(self._held)
-        return (state, *(weights[i - first]._version for i in self._split.prologue_inputs if i >= first))
+        return (state, *(weights[position]._version for position in self.hoisted_from))
 
     def _refresh(self, weights: Tensors, state: int | None) -> None:
         assert self._split is not None

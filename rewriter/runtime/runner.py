@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -18,6 +18,11 @@ class Runner(Protocol):
     the module's state; another one than before means that any weight may have been written to.
     """
 
+    @property
+    def hoisted_from(self) -> Collection[int]:
+        """The positions of the weights that are not read at every call, but what was computed from them."""
+        ...
+
     def __call__(
         self, activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], state: int | None = None
     ) -> tuple[torch.Tensor, ...]: ...
@@ -25,6 +30,8 @@ class Runner(Protocol):
 
 class FunctionRunner:
     """Runs the graph node by node, on whatever device its inputs are."""
+
+    hoisted_from: Collection[int] = ()
 
     def __init__(self, graph: torch_ir.Graph) -> None:
         self._function = torch_ir.function_from_graph(graph)

@@ -18,15 +18,15 @@ RULES = ("default", *(f"-{rule.id}" for rule in load_rules("default") if rule.ph
 
 def recorded_runner(graph: torch_ir.Graph, _: str) -> Runner:
     """Runs the graph as on a GPU: every call that may be recorded is, whether it pays or not."""
-    runner = CudaGraphRunner(graph, record=_record, pays=lambda *_: True, refusal=lambda *_: None)
+    return _Runner(graph, record=_record, pays=lambda *_: True, refusal=lambda *_: None)
 
-    def run(
-        activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], state: int | None = None
+
+class _Runner(CudaGraphRunner):
+    def __call__(
+        self, activations: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], state: int | None = None
     ) -> tuple[torch.Tensor, ...]:
         # A recording knows a weight by its memory: one that is given another memory is not followed there.
-        return runner(activations, [weight.detach() for weight in weights], state)
-
-    return run
+        return super().__call__(activations, [weight.detach() for weight in weights], state)
 
 
 def _record(function: Callable[[], tuple[torch.Tensor, ...]]) -> Any:

@@ -37,7 +37,7 @@ def prepared_weights_are_never_renewed(patch: Patch) -> None:
 
 
 def uncounted_writes_are_not_looked_for(patch: Patch) -> None:
-    patch.setattr(Probes, "same", lambda _: True)
+    patch.setattr(Probes, "same", lambda *_: True)
 
 
 def attributes_are_not_watched(patch: Patch) -> None:
