@@ -18,9 +18,11 @@ from rewriter.bench.power import Meter
 
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 200
-# A sample on a GPU is long enough for the host to run ahead, as it does in a loop: in seconds, and in calls.
-_SHORTEST_SAMPLE = {"cpu": 0.005, "cuda": 0.2}
-_FEWEST_CALLS = {"cpu": 1, "cuda": 4}
+_CPU_SAMPLE_SECONDS = 0.005
+# A sample on a GPU is a loop as a picture needs it, in which the host runs ahead: so many calls and seconds, or fewer
+# calls where they are long.
+_LOOP_CALLS, _LOOP_SECONDS = 20, 0.2
+_LONG_LOOP_CALLS, _LONG_LOOP_SECONDS = 4, 1.0
 # By then every mode has compiled, recorded and begun to replay.
 _FIRST_CALLS = 5
 # A call that takes this many times the median is one that still makes something ready.
@@ -108,16 +110,16 @@ def compare(
 ) -> dict[str, Times]:
     """Times the calls in turn for about `seconds` in all, each round starting with another one.
 
-    A sample is a run of calls of at least 5 ms, on a GPU four of them and 200 ms: in a loop the host is ahead of the
-    device, and waits only at the end. `advance` hears the share of the work that each sample was.
+    A sample is a run of calls of at least 5 ms, on a GPU 20 calls and 200 ms, but not more than a second or four calls:
+    in a loop the host is ahead of the device, and waits only at the end. `advance` hears the share of the work that
+    each sample was.
     """
     repeats: dict[str, int] = {}
     estimate = 0.0
     for name, call in calls.items():
         _sample(call, 1, device)
         once = _sample(call, 1, device)
-        calls_of_a_sample = round(_SHORTEST_SAMPLE.get(device.type, 0.005) / max(once, 1e-7))
-        repeats[name] = max(_FEWEST_CALLS.get(device.type, 1), calls_of_a_sample)
+        repeats[name] = calls_of_a_sample(once, device)
         estimate += once * repeats[name]
     rounds = min(max(int(seconds / max(estimate, 1e-7)), _MIN_ROUNDS), _MAX_ROUNDS)
     names = list(calls)
@@ -131,6 +133,15 @@ def compare(
             advance(1 / (rounds * len(names)))
     found = {name: _summary(values, samples[names[0]]) for name, values in samples.items()}
     return {name: costs[name].told(times) for name, times in found.items()}
+
+
+def calls_of_a_sample(seconds: float, device: torch.device) -> int:
+    """How many calls of so many seconds make a sample."""
+    seconds = max(seconds, 1e-7)
+    if device.type != "cuda":
+        return max(1, round(_CPU_SAMPLE_SECONDS / seconds))
+    calls = max(_LOOP_CALLS, round(_LOOP_SECONDS / seconds))
+    return min(calls, max(_LONG_LOOP_CALLS, round(_LONG_LOOP_SECONDS / seconds)))
 
 
 def against(times: Times, first: Times) -> Times:

@@ -49,3 +49,11 @@ def test_times_of_modes_that_ran_one_after_the_other() -> None:
     first = timing.Times(median=3.0, low=1.0, high=4.0, samples=5, speed=1.0)
     second = timing.Times(median=2.0, low=1.0, high=4.0, samples=5, speed=1.0)
     assert timing.against(second, first).speed == 1.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls"),
+    [pytest.param(1e-3, 200, id="short"), (5e-3, 40), (30e-3, 20), (128e-3, 8), pytest.param(0.65, 4, id="a video's")],
+)
+def test_a_sample_on_a_gpu_is_as_long_as_a_loop(seconds: float, calls: int) -> None:
+    assert timing.calls_of_a_sample(seconds, torch.device("cuda")) == calls
