@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from rewriter.ops.low_precision import quantise_rows
+from rewriter.ops.low_precision import FORMATS, quantise_rows
 
 Option = int | tuple[int, ...]
 
 _FILTERS = 64
+_QUANTISED_AT_ONCE = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,22 +90,34 @@ def _pairs(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def rows_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
     """The weight's rows in f8e4m3, each over its scale: see `rewriter.ops.low_precision`."""
-    return quantise_rows(weight, "f8e4m3")[0]
+    return _rows(weight, "f8e4m3")[0]
 
 
 def scales_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
     """The scales that belong to `rows_f8e4m3`: [N, 1], f32, for a weight [N, K]."""
-    return quantise_rows(weight, "f8e4m3")[1]
+    return _rows(weight, "f8e4m3")[1]
 
 
 def rows_i8(weight: torch.Tensor) -> torch.Tensor:
     """The weight's rows in i8, each over its scale: see `rewriter.ops.low_precision`."""
-    return quantise_rows(weight, "i8")[0]
+    return _rows(weight, "i8")[0]
 
 
 def scales_i8(weight: torch.Tensor) -> torch.Tensor:
     """The scales that belong to `rows_i8`: [N, 1], f32, for a weight [N, K]."""
-    return quantise_rows(weight, "i8")[1]
+    return _rows(weight, "i8")[1]
+
+
+def _rows(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantise_rows`, some rows at a time: merged projections can be a quarter of a model, and f32 is twice that."""
+    codes = torch.empty(weight.shape, dtype=FORMATS[kind], device=weight.device)
+    scales = torch.empty((*weight.shape[:-1], 1), dtype=torch.float32, device=weight.device)
+    count = max(1, _QUANTISED_AT_ONCE // max(1, weight[:1].numel()))
+    for rows, into, sizes in zip(weight.split(count), codes.split(count), scales.split(count), strict=True):
+        made = quantise_rows(rows, kind)
+        into.copy_(made[0])
+        sizes.copy_(made[1])
+    return codes, scales
 
 
 def bias_for(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
