@@ -16,6 +16,14 @@ from rewriter.graph.view import Node, NotConstant, Value
 # Rows in eight bits, drawn so that few are beyond what either holds.
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.int8)
 _SPREAD = 32.0
+# What these give lies in the memory of what they are given.
+_VIEWS = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("chunk", "expand", "flatten", "narrow", "permute", "reshape", "select", "slice", "split"),
+        *("split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
+    )
+)
 _INTEGER_OPS = {
     "aten::add": lambda a, b: a + b,
     "aten::sub": lambda a, b: a - b,
@@ -166,9 +174,28 @@ class _Cutter:
         facts = value.facts
         if facts is None or facts.shape is None or facts.dtype not in DTYPES:
             raise Unmeasurable(f"the shape of {value.name} is not known")
-        strides = facts.strides if facts.strides is not None else torch.empty(facts.shape, device="meta").stride()
+        strides = self.strides(value)
         weight = {"weight": value.number, "prepared": self.weights + value.number}.get(value.role)
         return TensorPlan(facts.shape, strides, DTYPES[facts.dtype], facts.device, weight)
+
+    def strides(self, value: Value) -> tuple[int, ...]:
+        """As after the rewrites: parts of merged projections have gaps, of which recorded types know nothing."""
+        facts, node = value.facts, value.producer
+        assert facts is not None
+        assert facts.shape is not None
+        if node is not None and node.op in _VIEWS:
+            source = node.inputs[0].facts
+            if source is not None and source.shape is not None:
+                whole = torch.empty_strided(source.shape, self.strides(node.inputs[0]), device="meta")
+                try:
+                    given = [self.computed(operand) for operand in node.inputs[1:]]
+                    made = getattr(torch.ops.aten, node.op.removeprefix("aten::"))(whole, *given)
+                    part = made[node.outputs.index(value)] if isinstance(made, list | tuple) else made
+                except (Unmeasurable, RuntimeError, IndexError):
+                    part = None
+                if part is not None and part.shape == facts.shape:
+                    return tuple(part.stride())
+        return facts.strides if facts.strides is not None else torch.empty(facts.shape, device="meta").stride()
 
     def computed(self, value: Value) -> Any:
         """The number or list that a node outside the region gives, from the recorded shapes."""

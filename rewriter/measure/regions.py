@@ -122,8 +122,9 @@ class Regions:
     def pair(self, origins: frozenset[int], after: list[Node]) -> Pair:
         """Raises Unmeasurable."""
         shared: dict[object, object] = {}
-        before = cut([self.nodes[origin] for origin in origins], shared, self.weights)
-        return Pair(before, cut(after, shared, self.weights))
+        # First, so that both sides get inputs as they lie after the rewrites around the region.
+        rewritten = cut(after, shared, self.weights)
+        return Pair(cut([self.nodes[origin] for origin in origins], shared, self.weights), rewritten)
 
     def wanted(self, rewrites: list[Rewrite]) -> bool:
         """Whether speed does not decide: a rule that saves memory has a part in it."""
