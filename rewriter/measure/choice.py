@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ class _Choice:
     def choose(self, graph: torch_ir.Graph) -> Choice:
         free = rewrite(graph, self.rules, weights=self.weights, phases=(_FREE,), target=self.target)
         regions, left_out = self.ordered(free)
-        base, best = regions.base, regions.run(functools.partial(self.compile_rest, regions))
+        base, best = regions.base, regions.run(self.compile_rest)
         result, found = base.then(best), regions.found(best)
         if self.inputs is not None:
             whole_graphs = [result, base.then(regions.first), free]
@@ -96,7 +96,7 @@ class _Choice:
         if not regions.first.rewrites:
             return exact
         self.compile_ahead(regions)
-        best = regions.run(functools.partial(self.compile_rest, regions))
+        best = regions.run(self.compile_rest)
         rewritten = dataclasses.replace(before.then(best), rewrites=(*before.rewrites, *regions.found(best)))
         unmeasurable = (f"{what} (first at {site})" for what, site in regions.unmeasurable.items())
         timings = (*exact.timings, *regions.timings.values())
@@ -140,10 +140,10 @@ class _Choice:
         others = [functools.partial(_run, inputs, one) for one in first]
         compile_candidates(calls, others, cache=self.cache)
 
-    def compile_rest(self, regions: Regions, result: Rewritten) -> None:
+    def compile_rest(self, calls: Iterable[Callable[[], Any]]) -> None:
         """Compiles what will be timed once rules that lose are left out: others take their place."""
         if self.target.device == "cuda" and self.inputs is not None:
-            compile_candidates(regions.unknown(result), cache=self.cache)
+            compile_candidates(calls, cache=self.cache)
 
     def regions(self, base: Rewritten, rules: RuleSet, *phases: str) -> Regions:
         return Regions(base, rules, self.weights, self.target, self.cache, phases, self.inputs)

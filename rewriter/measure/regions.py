@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,6 +23,8 @@ from rewriter.measure.timing import Timing, compare
 from rewriter.measure.whole import Inputs
 
 _log = logging.getLogger("rewriter")
+# Makes ready what will be timed.
+Prepare: TypeAlias = Callable[[Iterable[Callable[[], Any]]], None]
 # What is blocked can make room for another rule, which is measured in its turn.
 _ROUNDS = 4
 
@@ -59,8 +61,8 @@ class Regions:
         self.unmeasurable: dict[str, str] = {}
         self.unmeasured = frozenset(rule.id for rule in rules if rule.saves == "memory")
 
-    def run(self, prepare: Callable[[Rewritten], None] = lambda _: None) -> Rewritten:
-        """The rewrites that pay. `prepare` is called before anything of another than the first form is timed."""
+    def run(self, prepare: Prepare = lambda _: None) -> Rewritten:
+        """The rewrites that pay. `prepare` is given what will be timed of another form than the first."""
         result = self.first
         blocked: Blocked = frozenset()
         for round_number in range(_ROUNDS):
@@ -72,7 +74,7 @@ class Regions:
             blocked |= losing
             _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
             result = self.rewritten(blocked)
-            prepare(result)
+            prepare(self.unknown(result))
         return rewrite(self.graph, self.rules, weights=self.weights, phases=(), target=self.target)
 
     def rewritten(self, blocked: Blocked) -> Rewritten:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from rewriter.causes import cause_of
 from rewriter.graph.conditions import elsewhere
@@ -15,19 +16,26 @@ from rewriter.measure.grouping import regions
 from rewriter.measure.region import Pair, Unmeasurable, cut
 
 if TYPE_CHECKING:
-    from rewriter.measure.regions import Regions
+    from rewriter.measure.regions import Prepare, Regions
 
 _log = logging.getLogger("rewriter")
-# A region in both forms, and the rewrites that the first has by the rule and the second by a rival.
-_Contest: TypeAlias = tuple[list[Node], list[Node], list[Rewrite], list[Rewrite]]
 
 
-def settle(measured: Regions, result: Rewritten, blocked: Blocked, prepare: Callable[[Rewritten], None]) -> Rewritten:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Contest:
+    """A region as a rule and as its rivals have made it; `mine` are the rule's rewrites there."""
+
+    pair: Pair
+    name: str
+    mine: list[Rewrite]
+
+
+def settle(measured: Regions, result: Rewritten, blocked: Blocked, prepare: Prepare) -> Rewritten:
     """`result`, in which rules have made way for their rivals where those are faster.
 
     A rule that is tried before another takes nodes that this would have matched. Each is measured against what was
     there before, so that the first is kept even where the second would save more. `blocked` is what `result` was made
-    with. `prepare` is called before anything of another form is timed.
+    with. `prepare` is given what will be timed of another form.
     """
     for rule in measured.rules:
         if not any(each.id in rule.rivals and elsewhere(each, measured.target) is None for each in measured.rules):
@@ -36,11 +44,11 @@ def settle(measured: Regions, result: Rewritten, blocked: Blocked, prepare: Call
         if not fired:
             continue
         other = measured.rewritten(blocked | _origins(fired))
-        contests = list(_contests(result, other, rule))
+        contests = list(_contests(measured, result, other, rule))
         if not contests:
             continue
-        prepare(other)
-        lost = [done for contest in contests if _rival_wins(measured, contest) for done in contest[2]]
+        prepare(_unknown(measured, contests))
+        lost = [done for contest in contests if _rival_wins(measured, contest) for done in contest.mine]
         _log.info("measuring: %d of %d rewrites by %s make way for a rival", len(lost), len(fired), rule.id)
         for done in other.rewrites:
             measured.seen.setdefault((done.rule, done.origins), done)
@@ -50,15 +58,37 @@ def settle(measured: Regions, result: Rewritten, blocked: Blocked, prepare: Call
     return result
 
 
-def _contests(result: Rewritten, other: Rewritten, rule: Rule) -> Iterator[_Contest]:
+def _contests(measured: Regions, result: Rewritten, other: Rewritten, rule: Rule) -> Iterator[_Contest]:
     by_rule = {(done.rule, done.origins) for done in result.rewrites if done.rule == rule.id}
     by_rival = {(done.rule, done.origins) for done in other.rewrites if done.rule in rule.rivals}
     nodes = [_by_origin(side.view) for side in (result, other)]
     for origins, members in regions([*result.rewrites, *other.rewrites]):
         mine, theirs = ([done for done in members if (done.rule, done.origins) in side] for side in (by_rule, by_rival))
-        if mine and theirs:
-            before, after = (list({id(n): n for o in origins for n in side.get(o, ())}.values()) for side in nodes)
-            yield before, after, mine, theirs
+        if not mine or not theirs:
+            continue
+        name = " or ".join(dict.fromkeys(done.rule for done in (*mine, *theirs)))
+        before, after = (list({id(n): n for o in origins for n in side.get(o, ())}.values()) for side in nodes)
+        try:
+            # Each form has prepared weights of its own, numbered anew: plans are not shared, weights are drawn.
+            yield _Contest(Pair(cut(before, {}, measured.weights), cut(after, {}, measured.weights)), name, mine)
+        except Unmeasurable as error:
+            measured.unmeasurable.setdefault(f"{name}: {error}", mine[0].site)
+
+
+def _unknown(measured: Regions, contests: Sequence[_Contest]) -> Iterator[Callable[[], Any]]:
+    pairs = {contest.pair.key: contest.pair for contest in contests}
+    for key, pair in pairs.items():
+        if measured.cache.get(key) is None:
+            yield pair.after.call({}, ())
+
+
+def _rival_wins(measured: Regions, contest: _Contest) -> bool:
+    try:
+        timing = measured.timed(contest.pair, contest.name, ())
+    except (Unmeasurable, RuntimeError) as error:
+        measured.unmeasurable.setdefault(f"{contest.name}: {cause_of(error)}", contest.mine[0].site)
+        return False
+    return timing.after < timing.before
 
 
 def _by_origin(view: View) -> dict[int, list[Node]]:
@@ -67,19 +97,6 @@ def _by_origin(view: View) -> dict[int, list[Node]]:
         for origin in node.origins:
             found.setdefault(origin, []).append(node)
     return found
-
-
-def _rival_wins(measured: Regions, contest: _Contest) -> bool:
-    before, after, mine, theirs = contest
-    name = " or ".join(dict.fromkeys(done.rule for done in (*mine, *theirs)))
-    try:
-        # Each form has prepared weights of its own, numbered anew: plans are not shared, weights are drawn.
-        pair = Pair(cut(before, {}, measured.weights), cut(after, {}, measured.weights))
-        timing = measured.timed(pair, name, ())
-    except (Unmeasurable, RuntimeError) as error:
-        measured.unmeasurable.setdefault(f"{name}: {cause_of(error)}", mine[0].site)
-        return False
-    return timing.after < timing.before
 
 
 def _origins(rewrites: Sequence[Rewrite]) -> Blocked:

@@ -11,6 +11,7 @@ import torch
 from rewriter import torch_ir
 from rewriter.graph.canonical import canonicalise
 from rewriter.graph.conditions import Target
+from rewriter.graph.engine import rewrite
 from rewriter.language import RuleSet, load_rules
 from rewriter.measure import choice, regions
 from rewriter.measure.cache import TimingCache
@@ -123,6 +124,26 @@ def test_a_contest_that_cannot_be_timed_changes_nothing_and_is_said(
     assert left == ["maximum", "sigmoid", "maximum", "tanh"]
     (said,) = found.unmeasurable
     assert said.startswith("sum-first or sum-last: no shape (first at ")
+
+
+def test_what_a_rival_makes_is_made_ready_before_it_is_timed(monkeypatch: pytest.MonkeyPatch, rules: RuleSet) -> None:
+    graph, _ = torch_ir.trace(Sums().eval(), (torch.randn(3), torch.randn(3)))
+    canonicalise(graph)
+    events: list[str] = []
+
+    def time(*_: Any) -> Timing:
+        events.append("timed")
+        return Timing(before=2.0, after=1.0)
+
+    def prepare(calls: Any) -> None:
+        events.extend(f"ready {list(call().shape)}" for call in calls)
+
+    monkeypatch.setattr(regions.Regions, "time", time)
+    target = Target(device="cpu")
+    base = rewrite(graph, rules, weights=0, phases=(), target=target)
+    regions.Regions(base, rules, 0, target, TimingCache("cpu"), ("fuse", "lower")).run(prepare)
+    # Two places of the first rule are alike; then the one that both want.
+    assert events == ["timed", "ready [3]", "timed"]
 
 
 def test_rivals_that_are_for_other_machines_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
