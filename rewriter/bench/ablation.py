@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from rewriter.bench import timing
@@ -45,9 +45,10 @@ def ablate(
     rules: RuleSet,
     *,
     seconds: float,
+    only: Collection[str] = (),
     notice: Callable[[list[Worth], int], None] = lambda _found, _all: None,
 ) -> list[Worth]:
-    """Leaves out one rule at a time, of those with kept rewrites, for about `seconds` of timing in all.
+    """Leaves out one rule at a time, of `only` these or all with kept rewrites, for about `seconds` of timing in all.
 
     Both sides are timed in turn. Another rule may take the place of the one that is left out: what a rule is worth is
     what it adds to the others. Nothing is compared with eager here. `notice` hears of the results so far and how many
@@ -59,8 +60,14 @@ def ablate(
     with optimised(step.twin(), rules, verify=False) as everything:
         timing.begin(lambda: everything.call, step.device)
         kept = _kept(everything.reports())
+        if only:
+            kept = {rule: kept.get(rule, 0) for rule in only}
         notice(found, len(kept))
         for rule, count in kept.items():
+            if not count:
+                found.append(Worth(rule=rule, kept=0, failure="none of its rewrites is kept"))
+                notice(_sorted(found), len(kept))
+                continue
             fewer = RuleSet(tuple(other for other in rules if other.id != rule))
             try:
                 with optimised(step.twin(), fewer, verify=False) as rest:

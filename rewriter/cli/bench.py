@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rewriter.cli import targets
@@ -80,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="also find the kernels that rewriter's time goes to")
     parser.add_argument("--ablate", action="store_true", help="also leave out one rule at a time: what is each worth?")
     parser.add_argument(
+        "--ablate-rule",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="as --ablate, but leave out this rule only; may be repeated",
+    )
+    parser.add_argument(
         "--shapes",
         type=_shapes,
         metavar="WxH,WxH",
@@ -105,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         rules = targets.rules(arguments)
         # Before a large model is loaded, or minutes of work are lost.
         _conflicts(arguments)
+        _known(arguments.ablate_rule, rules)
         if arguments.out is not None:
             made(arguments.out)
         outcome = _bench(targets.load(arguments), rules, arguments)
@@ -142,7 +150,7 @@ def _one_step(step: Step, rules: RuleSet, arguments: argparse.Namespace, notice:
     from rewriter.bench.single import bench_step
 
     outcome = bench_step(arguments.target, step, _modes(arguments, step), rules, _wanted(arguments, step), notice)
-    if not arguments.ablate:
+    if not arguments.ablate and not arguments.ablate_rule:
         return outcome
     tables = outcome.tables
 
@@ -152,7 +160,7 @@ def _one_step(step: Step, rules: RuleSet, arguments: argparse.Namespace, notice:
         outcome.document["ablation"] = [plain(worth) for worth in found]
         notice(outcome)
 
-    ablate(step, rules, seconds=arguments.seconds, notice=update)
+    ablate(step, rules, seconds=arguments.seconds, only=arguments.ablate_rule, notice=update)
     return outcome
 
 
@@ -199,10 +207,13 @@ def _pipeline(target: Target, rules: RuleSet, arguments: argparse.Namespace, not
 def _conflicts(arguments: argparse.Namespace) -> None:
     """Raises WrongUsage for options that would have no effect."""
     given = arguments
+    ablate = "--ablate" if given.ablate else "--ablate-rule"
+    ablated = given.ablate or given.ablate_rule
     by_shape = bool(given.shapes or given.batches)
     wrong = [
-        ("--ablate", "--pipeline", given.ablate and given.pipeline),
-        ("--ablate", "--shapes or --batches", given.ablate and by_shape),
+        (ablate, "--pipeline", ablated and given.pipeline),
+        (ablate, "--shapes or --batches", ablated and by_shape),
+        ("--ablate-rule", "--ablate", given.ablate and given.ablate_rule),
         ("--profile", "--pipeline", given.profile and given.pipeline),
         ("--profile", "--shapes or --batches", given.profile and by_shape),
         ("--shapes and --batches", "--pipeline", by_shape and given.pipeline),
@@ -216,6 +227,18 @@ def _conflicts(arguments: argparse.Namespace) -> None:
             raise WrongUsage(f"{option}: no use with {other}")
     if given.steps and not given.pipeline:
         raise WrongUsage("--steps: no use without --pipeline")
+
+
+def _known(names: Sequence[str], rules: RuleSet) -> None:
+    from rewriter.language.names import nearest
+
+    for name in names:
+        if name not in rules:
+            close = nearest(name, [rule.id for rule in rules])
+            raise WrongUsage(
+                f"--ablate-rule: found {name!r}, expected a rule of the given packs"
+                + (f"; did you mean {close}?" if close else "")
+            )
 
 
 def _step(target: Target, arguments: argparse.Namespace, sizes: dict[str, int]) -> Step:

@@ -109,6 +109,20 @@ def test_ablation(
     assert worth["without"] > 0
 
 
+def test_ablation_of_some_rules(
+    rule_file: Callable[..., pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = "    summary: dropout outside"
+    free = functools.partial(rule_file, old=old, new=f"    phase: canonicalise\n{old}")
+    rules = ("--ablate-rule", "dropout-off", "--ablate-rule", "double-relu")
+    assert _bench(free, "--modes", "rewriter", *rules, "--out", str(tmp_path)) == 0
+    assert "what each rule adds to the others (2 of 2 rules)" in capsys.readouterr().out
+    first, second = json.loads((tmp_path / "bench.json").read_text())["ablation"]
+    assert (first["rule"], first["failure"]) == ("dropout-off", None)
+    assert first["kept"] > 0
+    assert (second["rule"], second["kept"], second["failure"]) == ("double-relu", 0, "none of its rewrites is kept")
+
+
 def test_table_by_shape(rule_file: Callable[..., pathlib.Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert _bench(rule_file, "--shapes", "16x16,24x16", "--batches", "1,3", "--modes", "eager", "--json") == 0
     captured = capsys.readouterr()
@@ -194,6 +208,9 @@ def test_a_failing_mode_is_a_finding(
         (["--shapes", "16x16", "--height", "16"], "--height and --width: no use with --shapes"),
         (["--batches", "2", "--batch", "2"], "--batch: no use with --batches"),
         (["--steps", "3"], "--steps: no use without --pipeline"),
+        (["--pipeline", "--ablate-rule", "dropout-off"], "--ablate-rule: no use with --pipeline"),
+        (["--ablate", "--ablate-rule", "dropout-off"], "--ablate-rule: no use with --ablate"),
+        (["--ablate-rule", "dropout-of"], "--ablate-rule: found 'dropout-of', .*; did you mean dropout-off?"),
         (["--out", __file__], "--out: cannot make the folder"),
         (["--component", "vae", "--batches", "2"], "has no network 'vae'"),
     ],
