@@ -170,12 +170,12 @@ class Component:
             self._broken(program, call, reason)
             return result
         self.journal.reason = None
-        self._reader.runs.ran(call.flat.tensors)
         if self._judge.guard.found_late():
             self._too_late()
         if not self._judge.guard.passes(program, call.flat.tensors, tensors):
             with random.replayed() if random is not None else contextlib.nullcontext():
                 return self._rescue(module, program, call, tensors, args, kwargs)
+        self._reader.runs.ran()
         return program.rebuild(tensors, call.arguments, call.flat.tensors)
 
     def _alive(self) -> torch.nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -13,26 +12,18 @@ import torch
 _PAUSE = 0.1
 
 
-class Done(Protocol):
-    """A mark in what a device has to do, such as a CUDA event."""
-
-    def query(self) -> bool:
-        """Whether the device has come to it."""
-
-
 class Runs:
     """Tells the steps of one denoising loop from a call before which the caller may have done anything.
 
     A loop gives another sample at each step and the same text; a call is taken for a step where the first tensor is
-    another one, no other tensor that has stayed the same until now is, and little time has passed or the device is not
-    yet done with the call before.
+    another one, no other tensor that has stayed the same until now is, and little time has passed since the call before
+    returned. How long that call took says nothing: it may wait for a device that is behind.
     """
 
     def __init__(self) -> None:
         self._watched = Watched()
         self._steady: list[bool] = []
         self._last = 0.0
-        self._done: Done | None = None
 
     def starts(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether a call with these tensors may be the first of a run."""
@@ -41,15 +32,14 @@ class Runs:
         broken = len(same) != len(self._steady) or any(
             was and not stays for was, stays in zip(self._steady, same, strict=True)
         )
-        paused = now - self._last > _PAUSE and (self._done is None or self._done.query())
+        paused = now - self._last > _PAUSE
         self._watched.look(tensors)
         self._steady, self._last = same, now
         return broken or not any(same[1:]) or same[0] or paused
 
-    def ran(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Marks what the device has to do for the call with these tensors."""
-        device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
-        self._done = None if device is None else torch.cuda.current_stream(device).record_event()
+    def ran(self) -> None:
+        """The call returns to its caller."""
+        self._last = time.perf_counter()
 
 
 class Watched:
