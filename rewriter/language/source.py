@@ -110,6 +110,9 @@ def parse(text: str, file: str) -> Item:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         position = Position(file=file, line=mark.line + 1, column=mark.column + 1) if mark else start
+        # Later releases of PyYAML have a limit of their own, which comes first where they look ahead.
+        if "nesting depth" in (error.problem or ""):
+            raise _too_deep(position) from None
         # "expected a single document in the stream", "but found another document": halves of one sentence.
         halves = [error.context, error.problem] if (error.problem or "").startswith("but ") else [error.problem]
         problem = ", ".join(filter(None, halves)) or error.context

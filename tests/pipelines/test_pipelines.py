@@ -7,6 +7,7 @@ scheduler with guidance up to 7.5 and an autoencoder, each of which multiplies t
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -24,10 +25,10 @@ pytestmark = pytest.mark.filterwarnings(
     # diffusers' own ControlNet for Flux uses a name that diffusers has deprecated.
     "ignore:.*FluxPosEmbed:FutureWarning",
 )
-# What runs eagerly, and why.
+# What runs eagerly, and why: expressions, as releases of transformers differ in the name of the field.
 EAGER: dict[str, dict[str, str]] = {
-    "sana": {"text_encoder": "output .past_key_values.layers[0] is a transformers.cache_utils.DynamicSliding"},
-    "qwen-image": {"text_encoder": "the traced call returns None for .past_key_values, the eager call a DynamicCache"},
+    "sana": {"text_encoder": r"output \.(cache|past_key_values)\.layers\[0\] is a transformers.*\.DynamicSliding"},
+    "qwen-image": {"text_encoder": r"the traced call returns None for \.(cache|past_key_values), the eager call a Dyn"},
 }
 
 
@@ -44,7 +45,7 @@ def test_a_pipeline_draws_the_same_with_every_feature(name: str) -> None:
     eager = {part.name: part.reason for part in rewriter.report(pipe).components.values() if part.status == "eager"}
     expected = EAGER.get(name, {})
     assert eager.keys() == expected.keys()
-    assert all(str(eager[part]).startswith(reason) for part, reason in expected.items())
+    assert all(re.match(reason, str(eager[part])) for part, reason in expected.items())
     names = {name for request in asked for name in request.name.split(" + ")}
     expected_row = row(name, names, refused, expected)
     assert expected_row in README.read_text(encoding="utf-8").splitlines(), f"{README}: not there: {expected_row}"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from small_nets import status
+
+# Later releases of transformers call the argument and the field of results `cache`.
+CACHE = "cache" if "cache" in inspect.signature(transformers.Qwen3Model.forward).parameters else "past_key_values"
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def same(mine: Any, theirs: Any) -> None:
     assert list(mine) == list(theirs)
     torch.testing.assert_close(mine.last_hidden_state, theirs.last_hidden_state)
     torch.testing.assert_close(mine.hidden_states, theirs.hidden_states)
-    cache, expected = mine.past_key_values, theirs.past_key_values
+    cache, expected = mine[CACHE], theirs[CACHE]
     assert type(cache) is type(expected) is transformers.DynamicCache
     assert cache.get_seq_length() == expected.get_seq_length()
     for layer, other in zip(cache.layers, expected.layers, strict=True):
@@ -59,7 +63,7 @@ def test_each_call_returns_a_cache_of_its_own(optimized: Any, decoder: Any) -> N
     optimized(decoder)
     given = prompt(6)
     decoder(**given)
-    first, second = (decoder(**given).past_key_values for _ in range(2))
+    first, second = (decoder(**given)[CACHE] for _ in range(2))
     kept = second.layers[0].keys.clone()
     first.update(torch.ones(1, 1, 1, 8), torch.ones(1, 1, 1, 8), 0)
     assert (first.get_seq_length(), second.get_seq_length()) == (7, 6)
@@ -73,9 +77,9 @@ def test_the_cache_of_a_graph_can_be_used_to_go_on(optimized: Any, decoder: Any)
     decoder(**given)
     next_token = torch.tensor([[3]])
     found, expected = (
-        module(input_ids=next_token, past_key_values=module(**given).past_key_values, output_hidden_states=True)
+        module(input_ids=next_token, output_hidden_states=True, **{CACHE: module(**given)[CACHE]})
         for module in (decoder, twin)
     )
     same(found, expected)
-    assert found.past_key_values.get_seq_length() == 7
-    assert any("argument past_key_values is a" in message for message in status(decoder).messages)
+    assert found[CACHE].get_seq_length() == 7
+    assert any(f"argument {CACHE} is a" in message for message in status(decoder).messages)
