@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
 
-from rewriter.ops.precision import laid_out_like, widen
+from rewriter.ops.precision import channels_innermost, laid_out_like, widen
 from rewriter.ops.registry import define
 
 Optional = torch.Tensor | None
 
 
+# Elements of a picture that are copied in less time than their means take.
+_SMALL = 2**14
+
+
 def _normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
-    # Not F.group_norm: it refuses a group of one element, which the traced op accepts. Not channels last: torch takes
-    # mean(x * x) - mean(x)**2 for the variance there on a CPU, which a large mean leaves few digits of.
-    return torch.group_norm(widen(x.contiguous()), groups, widen(weight), widen(bias), eps)
+    """A new tensor, in f32 at least. Not by F.group_norm, which refuses a group of one element."""
+    wide, scale, shift = widen(x), widen(weight), widen(bias)
+    if wide.is_cpu and wide.numel() > _SMALL and channels_innermost(wide) and wide.shape[1] % groups == 0:
+        # For the variance torch takes mean(x * x) - mean(x)**2 here, which a large mean would leave few digits of.
+        return torch.group_norm(wide - _group_means(wide, groups), groups, scale, shift, eps)
+    # In rank 3, so that strides of single pixels cannot be taken for those of channels-last tensors.
+    pixels = wide.reshape(*wide.shape[:2], math.prod(wide.shape[2:]))
+    return torch.group_norm(pixels, groups, scale, shift, eps).view(wide.shape)
+
+
+def _group_means(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """The mean of each channel's group: [N, C, 1, ...]. First of each channel: innermost, they are summed side by side."""
+    means = x.mean(tuple(range(2, x.dim())), keepdim=True)
+    grouped = means.view(x.shape[0], groups, -1)
+    return grouped.mean(2, keepdim=True).expand_as(grouped).reshape(means.shape)
 
 
 def group_norm(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
@@ -30,7 +47,7 @@ def group_norm(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, e
 
 def group_norm_silu(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
     """silu(group_norm(x)); operands and result as in `group_norm`."""
-    return laid_out_like(F.silu(_normalised(x, groups, weight, bias, eps)).to(x.dtype), x)
+    return laid_out_like(F.silu(_normalised(x, groups, weight, bias, eps), inplace=True).to(x.dtype), x)
 
 
 def added(x: torch.Tensor, channel_bias: Optional, addend: Optional) -> torch.Tensor:

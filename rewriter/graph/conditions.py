@@ -70,8 +70,8 @@ def judge(match: Match, target: Target) -> Judgement | str:
 
 def _reads_strides(name: str, match: Match) -> bool:
     """Whether the operand's recorded memory format decided, which another call may not have."""
-    condition = match.pattern.rule.where[name]
-    return condition.format is not None and any(
+    rule = match.pattern.rule
+    return rule.where[name].format is not None and name not in rule.rechecked and any(
         value.constant is not None and not value.is_weight for value in match.values(name)
     )
 
@@ -108,7 +108,10 @@ def _tensor(name: str, condition: Condition, value: Value, match: Match) -> str 
         return f"{name} has rank {facts.rank}"
     if condition.device and facts.device not in condition.device:
         return f"{name} is on {facts.device}"
-    if condition.format and facts.format != condition.format:
+    if condition.format == "not channels_last":
+        if facts.format == "channels_last":
+            return f"{name} is channels_last"
+    elif condition.format and facts.format != condition.format:
         return f"{name} is not {condition.format}"
     if condition.dtype_equals:
         code = match.value(condition.dtype_equals).constant

@@ -11,7 +11,7 @@ from rewriter.language.expressions import Expression
 from rewriter.language.syntax import Constant
 
 DTYPES = ("f64", "f32", "f16", "bf16", "f8e4m3", "f8e5m2", "i64", "i32", "i16", "i8", "u8", "bool")
-FORMATS = ("contiguous", "channels_last")
+FORMATS = ("contiguous", "channels_last", "not channels_last")
 DEVICES = ("cpu", "cuda")
 LAYOUTS = ("contiguous", "channels_last", "sliced", "offset", "expanded", "permuted")
 VALUE_CLASSES = ("normal", "large_mean", "large_magnitude", "subnormal", "constant", "nan_inf")

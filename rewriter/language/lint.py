@@ -57,8 +57,8 @@ def _check_conditions(rule: Rule, reader: RuleReader, scope: Scope) -> None:
     for name in rule.ignore:
         _known(reader, name, set(scope.operands) | scope.skipped | scope.choices, "ignore")
     for name in rule.rechecked:
-        shaped = {name for name, condition in rule.where.items() if condition.shape is not None}
-        _known(reader, name, shaped, "rechecked", "nothing with a shape in `where`")
+        shaped = {name for name, condition in rule.where.items() if condition.shape is not None or condition.format}
+        _known(reader, name, shaped, "rechecked", "nothing with a shape or format in `where`")
     for name in rule.loses:
         _known(reader, name, set(scope.operands), "loses")
     for index, expression in enumerate(rule.require):

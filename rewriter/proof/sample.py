@@ -112,7 +112,10 @@ def layouts_of(rule: Rule, name: str) -> tuple[str, ...]:
     assert isinstance(given, TensorInput)
     if given.layouts:
         return given.layouts
-    return (condition.format,) if condition is not None and condition.format else LAYOUTS
+    wanted = condition.format if condition is not None else None
+    if wanted == "not channels_last":
+        return tuple(layout for layout in LAYOUTS if layout != "channels_last")
+    return (wanted,) if wanted else LAYOUTS
 
 
 def draw_dims(rule: Rule, seed: int) -> dict[str, int]:

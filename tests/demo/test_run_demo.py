@@ -52,7 +52,7 @@ def test_the_result_is_complete(digits: DemoResult) -> None:
     assert digits.speedup > 0
     assert [component.name for component in digits.components] == ["unet"]
     assert digits.components[0].status == "optimised", digits.components[0].reason
-    assert digits.matches["group-norm-silu"].matched > 0
+    assert digits.matches["group-norm-centred-silu"].matched > 0
     assert all(0 <= count.kept <= count.matched for count in digits.matches.values())
     assert digits.fallbacks == ()
 
@@ -63,7 +63,7 @@ def test_the_result_prints_and_serialises(digits: DemoResult) -> None:
     assert data["files"]["report"].endswith("report.html")
     text = str(digits)
     assert "ms per step" in text
-    assert "group-norm-silu" in text
+    assert "group-norm-centred-silu" in text
     assert str(digits.files["eager"]) in text
 
 

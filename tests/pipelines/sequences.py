@@ -77,7 +77,7 @@ class Twins:
         assert rewriter.optimize(self.unet, self.rules, measure=False) is self.unet
 
     def optimise_with_other_rules(self) -> None:
-        rewriter.optimize(self.unet, [*self.rules, "-linear-geglu", "-group-norm-silu"], measure=False)
+        rewriter.optimize(self.unet, [*self.rules, "-linear-geglu", "-group-norm-centred-silu"], measure=False)
 
     def go_on_with_a_copy(self) -> None:
         self.unet = copy.deepcopy(self.unet)

@@ -35,21 +35,25 @@ def test_a_hundred_sizes_take_one_trace_and_no_memory(kind: str) -> None:
     rewriter.optimize(module, measure=False)
     (component,) = components_of(module).values()
     choice = random.Random(0)
+    torch.manual_seed(0)
 
-    def call() -> None:
-        batch, height, width = choice.randint(1, 3), 2 * choice.randint(1, 6), 2 * choice.randint(1, 6)
-        given: dict[str, Any] = {"sample": torch.randn(batch, 4, height, width)}
+    def call(batch: int, height: int, width: int, tokens: int) -> None:
+        given: dict[str, Any] = {"sample": torch.randn(batch, 4, 2 * height, 2 * width)}
         if kind == "unet":
-            given |= {"timestep": 7, "encoder_hidden_states": torch.randn(batch, choice.randint(1, 9), 16)}
+            given |= {"timestep": 7, "encoder_hidden_states": torch.randn(batch, tokens, 16)}
         (actual,), (expected,) = (_tensors(net(**given)) for net in (module, twin))
         assert relative_error(actual, expected) <= 1e-5
 
-    for _ in range(10):
-        call()
-    before = held()
-    for _ in range(90):
-        call()
-    assert all(now <= then for now, then in zip(held(), before, strict=True))
+    def held_after(calls: int) -> tuple[int, int]:
+        for _ in range(calls):
+            call(choice.randint(1, 3), choice.randint(1, 6), choice.randint(1, 6), choice.randint(1, 9))
+        # A call of a new size, which is compared with eager, leaves other views of weights behind than later ones.
+        for _ in range(3):
+            call(1, 7, 7, 9)
+        return held()
+
+    before = held_after(10)
+    assert all(now <= then for now, then in zip(held_after(90), before, strict=True))
     assert (component.journal.captures, len(component.programs)) == (1, 1)
 
 
