@@ -24,7 +24,7 @@ KERNELS = ("attention", "convolution", "gated")
 PACES = ("early", "late", "apart", "random")
 _FLAGS = (
     "-std=c++20",
-    "-O2",
+    "-O1",
     "-fPIC",
     "-fvisibility=hidden",
     "-Wno-attributes",

@@ -22,7 +22,7 @@ SEEDS = st.integers(0, 2**31 - 1)
 CLUSTERS = st.integers(1, 3)
 
 emulated = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     # The chip is set anew in each example.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from recording_here import RULES, recorded_runner
-from sequences import SEQUENCES, follow
+from sequences import PLANTED, follow
 
 from rewriter.capture import ambient, watching
 from rewriter.runtime import building, program
@@ -174,4 +174,4 @@ def test_a_fault_is_found(plant: Callable[[Patch], None], monkeypatch: Patch, re
         monkeypatch.setattr(building, "_runner", recorded_runner)
         rules = RULES
     with pytest.raises(AssertionError):
-        follow(SEQUENCES, rules)
+        follow(PLANTED, rules)

@@ -13,6 +13,7 @@ import rewriter.rules
 from rewriter.graph.conditions import Target
 from rewriter.graph.engine import Rewritten, rewrite
 from rewriter.language import Rule, RuleSet, load_rules
+from rewriter.language.conditions import VALUE_CLASSES
 from rewriter.ops.registry import REFERENCE
 from rewriter.proof.check import dtypes_of, prove, providers_of
 from rewriter.proof.fused import GRAPH, target_of
@@ -22,8 +23,8 @@ from rewriter.proof.sample import draw
 PACKS = sorted({path.parent.name for path in pathlib.Path(rewriter.rules.__path__[0]).glob("*/*.yaml")})
 RULES = [rule for pack in PACKS for rule in load_rules(pack)]
 EXAMPLES, THOROUGH = 50, 1000
-# Of a kernel in Triton's interpreter, which takes milliseconds for each block of it.
-INTERPRETED, THOROUGH_INTERPRETED = 8, 100
+# Of a kernel in Triton's interpreter, which takes milliseconds for each block of it: one for each class of values.
+INTERPRETED, THOROUGH_INTERPRETED = len(VALUE_CLASSES), 100
 
 PROOFS = [
     pytest.param(rule, dtype, provider, id=f"{rule.id}-{dtype}-{provider}")
