@@ -30,7 +30,7 @@ def _normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, 
 
 
 def _group_means(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """The mean of each channel's group: [N, C, 1, ...]. First of each channel: innermost, they are summed side by side."""
+    """The mean of each channel's group: [N, C, 1, ...]. Of channels first, which lie innermost."""
     means = x.mean(tuple(range(2, x.dim())), keepdim=True)
     grouped = means.view(x.shape[0], groups, -1)
     return grouped.mean(2, keepdim=True).expand_as(grouped).reshape(means.shape)

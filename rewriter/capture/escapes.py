@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from rewriter import torch_ir
+from rewriter.capture.extents import EXTENTS, METADATA, Extents
 
 _CONVERSIONS = frozenset(
     {
@@ -34,8 +35,6 @@ _CONVERSIONS = frozenset(
         "as_tensor",
     }
 )
-# What these say about a tensor does not depend on its elements.
-_METADATA = frozenset({"aten::size", "aten::dim", "aten::numel", "prim::device", "prim::dtype", "prim::Constant"})
 
 
 class Escapes(TorchFunctionMode):
@@ -48,6 +47,9 @@ class Escapes(TorchFunctionMode):
     def __init__(self, inputs: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self._positions = {torch_ir.traced_value(tensor).unique(): index for index, tensor in enumerate(inputs)}
+        self._extents = Extents()
+        # Values that were followed to what they are made from.
+        self._followed: set[int] = set()
         self.data: dict[int, str] = {}
         self.weights: str | None = None
         self.shapes = False
@@ -59,24 +61,31 @@ class Escapes(TorchFunctionMode):
         if name in _CONVERSIONS:
             for tensor in _tensors(args[:2]):
                 if name not in ("tensor", "as_tensor") or tensor is not args[0]:
-                    self._record(tensor)
+                    self._record([torch_ir.traced_value(tensor)])
+        elif name == "__len__" or (name == "unbind" and args[0].dim() == 1):
+            # A loop over a tensor is one over what `unbind` gives. That of more dimensions is mostly another than the
+            # first, such as q, k and v.
+            self.shapes = self.shapes or name == "__len__"
+            self._record(self._extents.roots(torch_ir.traced_value(args[0])))
         return func(*args, **(kwargs or {}))
 
-    def _record(self, tensor: torch.Tensor) -> None:
-        pending, visited = [torch_ir.traced_value(tensor)], set()
+    def _record(self, values: Iterable[Any]) -> None:
+        """Notes what the elements of these values are made from."""
+        pending = list(values)
         while pending:
             value = pending.pop()
-            if value.unique() in visited:
+            if value.unique() in self._followed:
                 continue
-            visited.add(value.unique())
+            self._followed.add(value.unique())
             kind = value.node().kind()
             position = self._positions.get(value.unique())
             if position is not None:
                 self.data.setdefault(position, _place())
             elif kind == "prim::Param":
                 self.weights = self.weights or _place()
-            elif kind in _METADATA:
+            elif kind in METADATA:
                 self.shapes = self.shapes or kind != "prim::Constant"
+                pending.extend(self._extents.roots(value) if kind in EXTENTS else ())
             else:
                 pending.extend(value.node().inputs())
 

@@ -78,10 +78,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe such as `| head` has what it wanted; the interpreter must not flush into it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe such as `| head` has what it wanted.
+        _drop_output()
         return 0
+    except OSError as error:
+        # Files that a command reads or writes have errors of their own: this is the output, or a disk that is full.
+        complain(f"{error.filename or 'the output'}: {error.strerror or error}")
+        _drop_output()
+        return FINDINGS
     return status
+
+
+def _drop_output() -> None:
+    """What is still to be written must not be flushed when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

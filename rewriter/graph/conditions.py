@@ -71,8 +71,10 @@ def judge(match: Match, target: Target) -> Judgement | str:
 def _reads_strides(name: str, match: Match) -> bool:
     """Whether the operand's recorded memory format decided, which another call may not have."""
     rule = match.pattern.rule
-    return rule.where[name].format is not None and name not in rule.rechecked and any(
-        value.constant is not None and not value.is_weight for value in match.values(name)
+    return (
+        rule.where[name].format is not None
+        and name not in rule.rechecked
+        and any(value.constant is not None and not value.is_weight for value in match.values(name))
     )
 
 

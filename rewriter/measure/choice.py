@@ -51,10 +51,10 @@ def choose(
     """Applies the rules that pay on this machine at the recorded shapes.
 
     `graph` is canonical; its last `weights` inputs are weights. Rules of the canonicalise phase only remove work, or
-    keep digits, and are kept unmeasured; every other region is kept if its rewritten form is faster. With `arguments` for the graph,
-    whole graphs are timed too: rules that change the order of a result in memory are felt by all that follows, so they
-    are kept or left out together, and at the end the fastest graph is taken. `derive` gives what recipes make of the
-    weights, for one graph at a time.
+    keep digits, and are kept unmeasured; every other region is kept if its rewritten form is faster. With `arguments`
+    for the graph, whole graphs are timed too: rules that change the order of a result in memory are felt by all that
+    follows, so they are kept or left out together, and at the end the fastest graph is taken. `derive` gives what
+    recipes make of the weights, for one graph at a time.
     """
     cache = TimingCache(target.device)
     inputs = None if arguments is None else Inputs(arguments, weights, derive)

@@ -230,8 +230,8 @@ def _rewrite(
 
 def _staying(snapshot: Snapshot, weights: Sequence[torch.Tensor]) -> frozenset[int]:
     """The ids of weights that stay where they are."""
-    # peft reads its own weights in ways that need them contiguous. On a CPU eager calls, and other traces, must not find
-    # convolutions in channels-last memory: torch's norms lose digits in what these would give.
+    # peft reads its own weights in ways that need them contiguous. On a CPU eager calls, and other traces, must not
+    # find convolutions in channels-last memory: torch's norms lose digits in what these would give.
     return frozenset({*snapshot.branched, *(id(each) for each in weights if each.is_cpu and each.dim() > 3)})
 
 
