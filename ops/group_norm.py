@@ -20,13 +20,14 @@ _SMALL = 2**14
 
 def _normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
     """A new tensor, in f32 at least. Not by F.group_norm, which refuses a group of one element."""
-    wide, scale, shift = widen(x), widen(weight), widen(bias)
-    if wide.is_cpu and wide.numel() > _SMALL and channels_innermost(wide) and wide.shape[1] % groups == 0:
+    scale, shift = widen(weight), widen(bias)
+    if x.is_cpu and x.numel() > _SMALL and channels_innermost(x) and x.shape[1] % groups == 0:
         # For the variance torch takes mean(x * x) - mean(x)**2 here, which a large mean would leave few digits of.
+        wide = widen(x)
         return torch.group_norm(wide - _group_means(wide, groups), groups, scale, shift, eps)
     # In rank 3, so that strides of single pixels cannot be taken for those of channels-last tensors.
-    pixels = wide.reshape(*wide.shape[:2], math.prod(wide.shape[2:]))
-    return torch.group_norm(pixels, groups, scale, shift, eps).view(wide.shape)
+    pixels = x.reshape(*x.shape[:2], math.prod(x.shape[2:])).contiguous()
+    return torch.group_norm(widen(pixels), groups, scale, shift, eps).view(x.shape)
 
 
 def _group_means(x: torch.Tensor, groups: int) -> torch.Tensor:

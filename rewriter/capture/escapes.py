@@ -62,7 +62,7 @@ class Escapes(TorchFunctionMode):
             for tensor in _tensors(args[:2]):
                 if name not in ("tensor", "as_tensor") or tensor is not args[0]:
                     self._record([torch_ir.traced_value(tensor)])
-        elif name == "__len__" or (name == "unbind" and args[0].dim() == 1):
+        elif name == "__len__" or (name == "unbind" and args and args[0].dim() == 1):
             # A loop over a tensor is one over what `unbind` gives. That of more dimensions is mostly another than the
             # first, such as q, k and v.
             self.shapes = self.shapes or name == "__len__"

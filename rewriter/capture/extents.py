@@ -47,12 +47,14 @@ class Extents:
         pending = [value]
         while pending:
             each = pending[-1]
+            if each.unique() in self._found:
+                pending.pop()
+                continue
             operands = _sizing(each.node())
             unknown = [operand for operand in operands or () if operand.unique() not in self._found]
-            if each.unique() not in self._found and unknown:
+            if unknown:
                 pending.extend(unknown)
                 continue
-            pending.pop()
             if operands is None:
                 self._found[each.unique()] = tuple(each.node().inputs())
             elif each.node().kind() in _ELEMENTWISE and any(self._settles(operand, each) for operand in operands):

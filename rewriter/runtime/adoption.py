@@ -17,13 +17,17 @@ import torch
 if TYPE_CHECKING:
     from rewriter.graph.prepare import Prepared
 
+# Where torch's own norms lose digits in channels-last memory: eager calls, and other traces, must not find a module's
+# convolutions in it.
+_ORDER_KEPT = frozenset({"cpu"})
+
 
 def places(recipe: Prepared, sources: Sequence[torch.Tensor], prepared: torch.Tensor) -> list[torch.Tensor] | None:
-    """The parts of `prepared` that hold the sources, shaped like them; None where it holds something else."""
+    """The parts of `prepared` that may hold the sources, shaped like them; None where there are no such."""
     options = dict(recipe.options)
     if recipe.function == "concat" and options.get("dim", 0) == 0:
         return list(prepared.split([source.shape[0] for source in sources]))
-    if recipe.function == "channels_last":
+    if recipe.function == "channels_last" and prepared.device.type not in _ORDER_KEPT:
         return [prepared]
     return None
 

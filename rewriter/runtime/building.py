@@ -125,7 +125,8 @@ def _build(
         done = start.applied(recording, rules, target, left_out, measured=options.measure)
     chosen = done is None
     names = [snapshot.names[slot] for slot in recording.weights]
-    with Arrangement(names, weights, store, untouched=_staying(snapshot, weights)) as arrangement:
+    # peft reads its own weights in ways that need them contiguous.
+    with Arrangement(names, weights, store, untouched=snapshot.branched) as arrangement:
         if done is None:
             with _timed(seconds, "measure" if options.measure else "rewrite", name):
                 arguments = [*clones(activations), *weights]
@@ -226,13 +227,6 @@ def _rewrite(
     from rewriter.graph import engine
 
     return applied(engine.rewrite(recording.graph, rules, weights=count, target=target))
-
-
-def _staying(snapshot: Snapshot, weights: Sequence[torch.Tensor]) -> frozenset[int]:
-    """The ids of weights that stay where they are."""
-    # peft reads its own weights in ways that need them contiguous. On a CPU eager calls, and other traces, must not
-    # find convolutions in channels-last memory: torch's norms lose digits in what these would give.
-    return frozenset({*snapshot.branched, *(id(each) for each in weights if each.is_cpu and each.dim() > 3)})
 
 
 def _unread(done: Applied, weights: int) -> frozenset[int]:

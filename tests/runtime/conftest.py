@@ -18,6 +18,7 @@ from rewriter import torch_ir
 from rewriter.graph import engine
 from rewriter.language import RuleSet
 from rewriter.measure import choice, regions, whole
+from rewriter.runtime import adoption
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +180,9 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [tensor for item in value for tensor in tensors_of(item)] if isinstance(value, list | tuple) else []
+
+
+@pytest.fixture
+def weights_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's convolution weights move into channels-last memory, as they do everywhere but on a CPU."""
+    monkeypatch.setattr(adoption, "_ORDER_KEPT", frozenset())

@@ -13,6 +13,8 @@ from diffusers import UNet2DConditionModel
 
 import rewriter
 
+pytestmark = pytest.mark.usefixtures("weights_move")
+
 
 @pytest.fixture
 def ready(make_unet: Any, inputs: Any) -> tuple[Any, Any, dict[str, Any]]:

@@ -16,6 +16,8 @@ from rewriter.runtime import building
 from rewriter.runtime.arrangement import Arrangement
 from rewriter.runtime.prepared import PreparedStore
 
+pytestmark = pytest.mark.usefixtures("weights_move")
+
 NAMES = ("q", "k", "v", "conv")
 
 

@@ -130,6 +130,7 @@ def test_a_write_to_an_adopted_weight_counts_for_the_whole() -> None:
     assert prepared.refresh(weights)[0]._version != before
 
 
+@pytest.mark.usefixtures("weights_move")
 def test_adopted_convolutions_keep_their_shape_and_are_given_back_contiguous() -> None:
     weight, store = torch.nn.Parameter(torch.randn(4, 3, 3, 3)), PreparedStore()
     value = weight.detach().clone()
@@ -143,6 +144,18 @@ def test_adopted_convolutions_keep_their_shape_and_are_given_back_contiguous() -
     assert torch.equal(weight, 2 * value)
     weight.data.mul_(2)
     assert torch.equal(prepared.refresh([weight])[0], 4 * value)
+
+
+def test_convolutions_on_a_cpu_stay_where_they_are_and_are_followed() -> None:
+    weight, store = torch.nn.Parameter(torch.randn(4, 3, 3, 3)), PreparedStore()
+    prepared = PreparedWeights((ORDERED,), ("w",), [weight], store, untouched=())
+    assert weight.is_contiguous()
+    assert store.bytes() == weight.nbytes
+    for change in (lambda: weight.data.mul_(2), lambda: weight.detach().add_(1)):
+        change()
+        (ordered,) = prepared.refresh([weight])
+        assert ordered.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ordered, weight)
 
 
 def test_a_weight_lies_in_one_place_only() -> None:
