@@ -37,7 +37,7 @@ EAGER: dict[str, str] = {
     "OmniGenTransformer2DModel": _DATA + "transformer_omnigen.py",
     "QwenImage21Transformer2DModel": _DATA + "transformer_qwenimage21.py",
 }
-# Classes that cannot be built from a configuration and called, and why; those with a colon are called there.
+# Classes that cannot be built from a configuration and called, and why: in another test, or not at all.
 ELSEWHERE = {
     "AutoencoderKLAllegro": "test_composed_models.py: it has no code without tiling",
     "ControlNetXSAdapter": "raises: it is a part of UNetControlNetXSModel",
