@@ -123,6 +123,7 @@ class _Engine:
             if patterns:
                 self.phase(phase, patterns)
         self.view.sweep()
+        self.view.record_facts()
         # The mirror goes on pointing into its own graph, so torch's passes clean a copy.
         graph = self.view.graph.copy()
         torch_ir.clean(graph)

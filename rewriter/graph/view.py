@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rewriter import torch_ir
-from rewriter.graph.facts import TensorFacts, facts_of_type
+from rewriter.graph.facts import DTYPES, TensorFacts, facts_of_type
 from rewriter.language.syntax import Constant
 
 # Ops of the IR itself that have no blocks, so that looking for some can be left out.
@@ -243,6 +243,22 @@ class View:
         destroy(replaced)
         self.nodes = list(self.alive())
         self.by_op = {}
+
+    def record_facts(self) -> None:
+        """Writes what is known of new values into their types, for whoever reads the graph next."""
+        devices: dict[str, torch.device] = {}
+        for each in (*self.inputs, *self.weights):
+            if each.kind == "TensorType" and (device := each.ir.type().device()) is not None:
+                devices.setdefault(device.type, device)
+        for node in self.nodes:
+            for value in node.outputs if node.rule is not None else ():
+                if value.kind != "TensorType" or facts_of_type(value.ir.type()) is not None:
+                    continue
+                facts = value.facts
+                if facts is None or facts.shape is None or facts.strides is None or facts.dtype not in DTYPES:
+                    continue
+                device = devices.get(facts.device, torch.device(facts.device))
+                value.ir.setType(torch_ir.tensor_type(facts.shape, facts.strides, DTYPES[facts.dtype], device))
 
 
 def _is_fresh_list(node: Node) -> bool:
