@@ -66,7 +66,7 @@ class Compilation:
         # None is the end.
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._done: list[bool] = []
+        self._progress = _Progress()
 
     def add(self, task: str) -> None:
         """A call as `task` describes it, each once."""
@@ -75,9 +75,14 @@ class Compilation:
         self.tasks[task] = None
         self._waiting.put(task)
         while self._fewest <= len(self.tasks) > len(self._threads) < self._processes:
-            feeding = (self._waiting, self._done, _workers(self._target))
+            feeding = (self._waiting, self._progress, _workers(self._target))
             self._threads.append(threading.Thread(target=_feed, args=feeding, daemon=True))
+            self._progress.begun()
             self._threads[-1].start()
+
+    def wait_for(self, count: int) -> None:
+        """Waits for the calls that were added first, so many of them, or until no process is left."""
+        self._progress.wait_for(list(self.tasks)[:count])
 
     def wait(self) -> int:
         """How many compiled, when all are done; what fails here will fail where it matters."""
@@ -85,7 +90,7 @@ class Compilation:
             self._waiting.put(None)
         for thread in self._threads:
             thread.join()
-        done, wanted = sum(self._done), len(self.tasks)
+        done, wanted = self._progress.compiled(), len(self.tasks)
         if self._threads and done < wanted:
             # Each takes about a second where it is launched, which nobody else explains.
             level = logging.INFO if done else logging.WARNING
@@ -116,7 +121,37 @@ def _workers(target: Target) -> Workers:
     return workers(command, environment)
 
 
-def _feed(waiting: queue.SimpleQueue[str | None], done: list[bool], among: Workers) -> None:
+class _Progress:
+    """Which calls are done, and how many threads go on."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, bool] = {}
+        self._threads = 0
+        self._changed = threading.Condition()
+
+    def begun(self) -> None:
+        with self._changed:
+            self._threads += 1
+
+    def ended(self) -> None:
+        with self._changed:
+            self._threads -= 1
+            self._changed.notify_all()
+
+    def done(self, task: str, compiled: bool) -> None:
+        with self._changed:
+            self._done[task] = compiled
+            self._changed.notify_all()
+
+    def compiled(self) -> int:
+        return sum(self._done.values())
+
+    def wait_for(self, tasks: Sequence[str]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._threads or all(task in self._done for task in tasks))
+
+
+def _feed(waiting: queue.SimpleQueue[str | None], progress: _Progress, among: Workers) -> None:
     """Has one process compile one call after the other, until the end or until it does not answer."""
     try:
         with among.taken() as process:
@@ -126,9 +161,11 @@ def _feed(waiting: queue.SimpleQueue[str | None], done: list[bool], among: Worke
                     process.kill()
                     process.wait()
                     return
-                done.append(answer.strip() == "compiled")
+                progress.done(task, answer.strip() == "compiled")
     except OSError as error:
         _log.info("compiling ahead ended early: %s", error)
+    finally:
+        progress.ended()
 
 
 def _described(tensor: torch.Tensor) -> dict[str, Any]:

@@ -45,12 +45,15 @@ class Extents:
     def roots(self, value: Any) -> tuple[Any, ...]:
         """The values on whose elements the extents of `value` depend; none where these follow from other extents."""
         pending = [value]
+        sizing: dict[int, list[Any] | None] = {}
         while pending:
             each = pending[-1]
             if each.unique() in self._found:
                 pending.pop()
                 continue
-            operands = _sizing(each.node())
+            if each.unique() not in sizing:
+                sizing[each.unique()] = _sizing(each.node())
+            operands = sizing[each.unique()]
             unknown = [operand for operand in operands or () if operand.unique() not in self._found]
             if unknown:
                 pending.extend(unknown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -17,7 +18,7 @@ from rewriter.graph.engine import Rewrite, Rewritten, rewrite
 from rewriter.language.conditions import PHASES
 from rewriter.language.rule import Rule, RuleSet
 from rewriter.measure.cache import TimingCache
-from rewriter.measure.compiling import compile_candidates
+from rewriter.measure.compiling import compiled
 from rewriter.measure.layouts import record_layouts
 from rewriter.measure.providers import tuned
 from rewriter.measure.regions import Regions
@@ -76,7 +77,7 @@ class _Choice:
         result, found = base.then(best), regions.found(best)
         if self.inputs is not None:
             whole_graphs = [result, base.then(regions.first), free]
-            result = fastest(whole_graphs, self.inputs, self.target.device, self.cache)
+            result = self.fastest(*whole_graphs)
             if result is free:
                 left_out = tuple(
                     dataclasses.replace(done, kept=False) for done in (*left_out, *base.rewrites[len(free.rewrites) :])
@@ -95,7 +96,8 @@ class _Choice:
         regions = self.regions(before, self.rules, _LAST)
         if not regions.first.rewrites:
             return exact
-        self.compile_ahead(regions)
+        with self.compile_ahead(regions):
+            pass
         best = regions.run(self.compile_rest)
         rewritten = dataclasses.replace(before.then(best), rewrites=(*before.rewrites, *regions.found(best)))
         unmeasurable = (f"{what} (first at {site})" for what, site in regions.unmeasurable.items())
@@ -107,13 +109,12 @@ class _Choice:
         all applied before, or none of them is."""
         if self.inputs is None:
             return self.regions(free, self.rules, _LAYOUT, *_LATER), ()
-        # Before any weight is moved for a candidate: this one wants them as they are.
-        fastest([free], self.inputs, self.target.device, self.cache)
         orders = frozenset(rule.id for rule in self.rules if _changes_order(rule))
         laid = self.rewrite(free, self.rules, _LAYOUT)
         if not any(done.rule in orders for done in laid.rewrites):
             regions = self.regions(free, self.rules, _LAYOUT, *_LATER)
-            self.compile_ahead(regions)
+            with self.compile_ahead(regions):
+                self.fastest(free)
             return regions, ()
         record_layouts(laid.graph, self.inputs.given(laid))
         fewer = RuleSet(tuple(rule for rule in self.rules if rule.id not in orders))
@@ -121,29 +122,39 @@ class _Choice:
         # for some shapes stays out.
         ways = [self.rewrite(free, fewer, _LAYOUT, *_FUSED), self.rewrite(laid, self.rules, *_FUSED)]
         regions = self.regions(laid, self.rules, *_LATER)
-        self.compile_ahead(regions, *ways)
-        with dispatch.choosing(dispatch.first_able, remember=False):
-            faster = fastest(ways, self.inputs, self.target.device, self.cache)
+        with self.compile_ahead(regions, *ways) as first_compiled:
+            self.fastest(free)
+            first_compiled()
+            with dispatch.choosing(dispatch.first_able, remember=False):
+                faster = self.fastest(*ways)
         if faster is ways[1]:
             return regions, ()
         regions = self.regions(free, fewer, _LAYOUT, *_LATER)
-        self.compile_ahead(regions)
+        with self.compile_ahead(regions):
+            pass
         return regions, tuple(dataclasses.replace(done, kept=False) for done in laid.rewrites if done.rule in orders)
 
-    def compile_ahead(self, regions: Regions, *first: Rewritten) -> None:
-        """Compiles what will be timed of the regions, and what each of `first` needs to run at all."""
+    def fastest(self, *candidates: Rewritten) -> Rewritten:
+        assert self.inputs is not None
+        return fastest(candidates, self.inputs, self.target.device, self.cache)
+
+    def compile_ahead(
+        self, regions: Regions, *first: Rewritten
+    ) -> contextlib.AbstractContextManager[Callable[[], object]]:
+        """Compiles what each of `first` needs to run at all, and what will be timed of the regions; see `compiled`."""
         if self.target.device != "cuda" or self.inputs is None:
-            return
-        inputs = self.inputs
-        calls = itertools.chain([inputs.call(regions.base.then(regions.first))], regions.unknown(regions.first))
+            return contextlib.nullcontext(lambda: None)
         # Made when their turn comes: each has the weights in other places.
-        others = [functools.partial(_run, inputs, one) for one in first]
-        compile_candidates(calls, others, cache=self.cache)
+        whole, *others = [
+            functools.partial(_run, self.inputs, one) for one in (regions.base.then(regions.first), *first)
+        ]
+        return compiled(itertools.chain([whole], regions.unknown(regions.first)), others, cache=self.cache)
 
     def compile_rest(self, calls: Iterable[Callable[[], Any]]) -> None:
         """Compiles what will be timed once rules that lose are left out: others take their place."""
         if self.target.device == "cuda" and self.inputs is not None:
-            compile_candidates(calls, cache=self.cache)
+            with compiled(calls, cache=self.cache):
+                pass
 
     def regions(self, base: Rewritten, rules: RuleSet, *phases: str) -> Regions:
         return Regions(base, rules, self.weights, self.target, self.cache, phases, self.inputs)

@@ -27,12 +27,17 @@ _FEW, _FEW_BY_WARM = 8, 2
 _ZEROS = "zeros"
 
 
-def compile_candidates(
+@contextlib.contextmanager
+def compiled(
     every: Iterable[Callable[[], Any]], first: Iterable[Callable[[], Any]] = (), *, cache: TimingCache
-) -> None:
-    """Compiles kernels, many at a time, in one go: all that will be timed for the ops in `every` call, and for each op
-    in the calls of `first` the one that serves unmeasured. All are run once for that, with ops that give zeros."""
+) -> Iterator[Callable[[], object]]:
+    """Compiles kernels, many at a time: for each op in the calls of `first` the one that serves unmeasured, and then
+    all that will be timed for the ops in `every` call. All are run once for that, with ops that give zeros.
+
+    The block runs meanwhile, and what it is given waits for the kernels of `first`; at its end all are compiled.
+    """
     if "triton" in providers.load():
+        yield lambda: None
         return
     from rewriter.ops.triton import ahead
 
@@ -46,16 +51,26 @@ def compile_candidates(
 
     try:
         with _zeros_provided(), torch.no_grad(), torch_ir.plain_executor():
-            for calls, wanted in ((every, chooser.untimed), (first, first_of)):
-                collecting = _Collecting(wanted, kernels.add)
-                for call in calls:
-                    # What fails here will fail where it is timed, and be said there.
-                    with contextlib.suppress(RuntimeError), dispatch.choosing(collecting, remember=False):
-                        call()
-    finally:
+            _collect(first, first_of, kernels.add)
+            of_first = len(kernels.tasks)
+            _collect(every, chooser.untimed, kernels.add)
         if len(kernels.tasks) >= fewest:
             _log.info("compiling kernels for %d calls, once for this GPU", len(kernels.tasks))
+        yield functools.partial(kernels.wait_for, of_first)
+    finally:
         kernels.wait()
+
+
+def _collect(
+    calls: Iterable[Callable[[], Any]],
+    wanted: Callable[[registry.Op, tuple[Any, ...], str], list[Choice]],
+    add: Callable[[str], None],
+) -> None:
+    collecting = _Collecting(wanted, add)
+    for call in calls:
+        # What fails here will fail where it is timed, and be said there.
+        with contextlib.suppress(RuntimeError), dispatch.choosing(collecting, remember=False):
+            call()
 
 
 class _Collecting:
@@ -79,7 +94,7 @@ class _Collecting:
 
 
 def begin() -> None:
-    """Begins in the background what `compile_candidates` takes seconds for before it compiles."""
+    """Begins in the background what `compiled` takes seconds for before it compiles."""
     # Where Triton cannot be imported, `providers.load` says so.
     with contextlib.suppress(ImportError):
         from rewriter.ops.triton import ahead

@@ -14,15 +14,13 @@ from rewriter.graph import prepare
 from rewriter.graph.engine import Rewritten
 from rewriter.graph.prepare import Prepared
 from rewriter.measure.cache import TimingCache
-from rewriter.measure.timing import FAR_BEHIND, Timing, best_of
+from rewriter.measure.timing import FAR_BEHIND, Timing, best_of, steady
 
 # What recipes make of a graph's weights, valid until they are asked for with other recipes.
 Derive: TypeAlias = Callable[[Sequence[Prepared]], Sequence[torch.Tensor]]
 _TURNS = 2
 # Times of whole graphs that are closer than this say nothing.
 _TOLD_APART = 0.99
-# From so many microseconds on, a GPU takes the same time again and again.
-_STEADY = 1e5
 
 
 class Inputs:
@@ -65,7 +63,7 @@ def fastest(candidates: Sequence[Rewritten], inputs: Inputs, device: str, cache:
     unknown = {key: one for key, one in zip(keys, candidates, strict=True) if key not in best}
     for turn in range(_TURNS):
         leader = min(best.values(), default=float("inf"))
-        if turn and device == "cuda" and leader > _STEADY:
+        if turn and steady(leader * 1e-6, device):
             break
         for key, one in unknown.items():
             if not turn or best[key] <= FAR_BEHIND * leader:

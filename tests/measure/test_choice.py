@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rewriter.graph.canonical import canonicalise
 from rewriter.graph.conditions import Target
 from rewriter.graph.prepare import Prepared
 from rewriter.language import RuleSet, load_rules
-from rewriter.measure import cache, choice, regions, whole
+from rewriter.measure import cache, choice, regions, timing, whole
 from rewriter.measure.region import Pair, TensorPlan
 from rewriter.measure.timing import Timing
 
@@ -171,11 +173,13 @@ def test_what_takes_the_place_of_a_loser_is_compiled_before_it_is_timed(monkeypa
         events.append("timed")
         return Timing(before=10.0, after=20.0)
 
-    def compile_candidates(calls: Any, *_: Any, **__: Any) -> None:
+    @contextlib.contextmanager
+    def compiled(calls: Any, *_: Any, **__: Any) -> Iterator[Callable[[], None]]:
         events.append(f"compiled {[tuple(call().shape) for call in calls]}")
+        yield lambda: None
 
     monkeypatch.setattr(regions, "compare", compare)
-    monkeypatch.setattr(choice, "compile_candidates", compile_candidates)
+    monkeypatch.setattr(choice, "compiled", compiled)
     monkeypatch.setattr(whole, "best_of", lambda *_: 1.0)
     # The norm alone, where its fusion with the activation loses.
     rules = RuleSet(tuple(load_rules()[name] for name in ("group-norm-silu", "group-norm")))
@@ -250,23 +254,79 @@ def test_what_is_compiled_ahead_has_its_weights_when_its_turn_comes(monkeypatch:
     graph, weights = traced(module, x)
     results: list[torch.Tensor] = []
 
-    def compile_candidates(every: Any, first: Any, **_: Any) -> None:
+    @contextlib.contextmanager
+    def compiled(every: Any, first: Any, **_: Any) -> Iterator[Callable[[], None]]:
         with torch.no_grad():
-            results.extend(call() for call in every)
             results.extend(call() for call in first)
+            results.extend(call() for call in every)
+        yield lambda: None
 
-    monkeypatch.setattr(choice, "compile_candidates", compile_candidates)
+    monkeypatch.setattr(choice, "compiled", compiled)
     rules = RuleSet((load_rules()["conv-channels-last"],))
     inputs = whole.Inputs([x, *weights], len(weights), spoiling(weights))
     target = Target(device="cuda", sm=90)
     chooser = choice._Choice(rules, len(weights), target, cache.TimingCache("cpu"), inputs)
     plain = chooser.regions(engine.rewrite(graph, RuleSet(()), weights=len(weights), target=target), rules, "layout")
-    chooser.compile_ahead(plain, plain.base)
-    # The whole graph with the rule, a region for each convolution, the whole graph without it.
-    assert [tuple(result.shape) for result in results] == [(1, 4, 5, 5), (1, 8, 7, 7), (1, 4, 5, 5), (1, 4, 5, 5)]
+    with chooser.compile_ahead(plain, plain.base):
+        pass
+    # The whole graph without the rule, the whole graph with it, a region for each convolution.
+    assert [tuple(result.shape) for result in results] == [(1, 4, 5, 5), (1, 4, 5, 5), (1, 8, 7, 7), (1, 4, 5, 5)]
     assert not any(result.isnan().any() for result in results)
-    for result in (results[0], results[-1]):
+    for result in results[:2]:
         torch.testing.assert_close(result, module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_graphs_are_timed_while_what_others_need_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.SiLU())
+    x = torch.randn(1, 4, 9, 9)
+    graph, weights = traced(module, x)
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def compiled(*_: Any, **__: Any) -> Iterator[Callable[[], None]]:
+        events.append("began")
+        yield lambda: events.append("first are compiled")
+        events.append("all are compiled")
+
+    def best_of(make: Callable[[], Callable[[], Any]], _: str) -> float:
+        events.append("whole graph")
+        make()()
+        return 1.0
+
+    def compare(*_: Any) -> Timing:
+        events.append("region")
+        return Timing(before=10.0, after=5.0)
+
+    monkeypatch.setattr(choice, "compiled", compiled)
+    monkeypatch.setattr(choice, "record_layouts", lambda *_: None)
+    monkeypatch.setattr(whole, "best_of", best_of)
+    monkeypatch.setattr(regions, "compare", compare)
+    rules = RuleSet(tuple(load_rules()[name] for name in ("conv-channels-last", "group-norm-silu")))
+    inputs = whole.Inputs([x, *weights], len(weights))
+    target = Target(device="cuda", sm=90)
+    with torch.no_grad():
+        choice._Choice(rules, len(weights), target, cache.TimingCache("cpu"), inputs).choose(graph)
+    # As it was, then in both memory orders.
+    timed = ["began", "whole graph", "first are compiled", "whole graph", "whole graph", "all are compiled"]
+    assert events[: len(timed)] == timed
+    assert "region" in events
+    assert "region" not in events[: len(timed)]
+
+
+@pytest.mark.parametrize(("seconds", "samples"), [(0.7, 1), (0.05, 6)], ids=["long", "short"])
+def test_a_long_whole_graph_is_sampled_once(monkeypatch: pytest.MonkeyPatch, seconds: float, samples: int) -> None:
+    taken: list[float] = []
+    clock = itertools.count(0.0, 0.7 if seconds > 0.1 else 1e-3)
+
+    class Watch:
+        def seconds(self) -> float:
+            taken.append(seconds)
+            return seconds
+
+    monkeypatch.setattr(timing, "stopwatch", lambda *_, **__: Watch())
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert timing.best_of(lambda: lambda: None, "cuda") == seconds
+    assert len(taken) == samples
 
 
 def test_random_state_is_left_alone() -> None:
