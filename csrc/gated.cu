@@ -8,6 +8,7 @@
 // Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both.
 
 #include "gated.h"
+#include "activations.h"
 #include "hopper.h"
 #include "products.h"
 #include "results.h"
@@ -36,19 +37,6 @@ __device__ Spot spot_of(const Work& work, int tile, int rank) {
           (column * work.across + (work.across > 1 ? rank : 0)) * kResults};
 }
 
-// The exact gelu, x * Phi(x), as in ops/triton/epilogue.py: log2 of Phi(-|x|) is a polynomial in |x|.
-__device__ float gelu(float x) {
-  const float u = fabsf(x);
-  float p = -1.79378025677579e-06f * u + 6.072615724406205e-05f;
-  p = p * u - 0.0009231857256963849f;
-  p = p * u + 0.008476847782731056f;
-  p = p * u - 0.05389093980193138f;
-  p = p * u - 0.4585415720939636f;
-  p = p * u - 1.151214361190796f;
-  const float tail = hopper::exp2_of(p * u - 1.0f);
-  return x * (x < 0 ? tail : 1.0f - tail);
-}
-
 // Rounds 64 x kResults results of a group and stores them; each warp its 16 rows, through its part of shared memory.
 // row, column: of the warp's first result.
 template <typename T, int kResults>
@@ -74,8 +62,8 @@ __device__ void finish(const float (&sums)[kResults], const uint32_t (&hidden_bi
         for (int lower = 0; lower < 2; ++lower) {
           const int at = 4 * j + 2 * lower;
           words[2 * i + lower] = hopper::narrowed<T>(
-              (sums[at] + hidden_shift.x) * gelu(sums[kResults / 2 + at] + gate_shift.x),
-              (sums[at + 1] + hidden_shift.y) * gelu(sums[kResults / 2 + at + 1] + gate_shift.y));
+              (sums[at] + hidden_shift.x) * hopper::gelu(sums[kResults / 2 + at] + gate_shift.x),
+              (sums[at + 1] + hidden_shift.y) * hopper::gelu(sums[kResults / 2 + at + 1] + gate_shift.y));
         }
       }
       hopper::store_chunks(part, pair, words);

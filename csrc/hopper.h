@@ -57,6 +57,26 @@ __device__ inline float exp2_of(float x) {
   return y;
 }
 
+// Off by two units in the last place at most; 0 where b is infinite.
+__device__ inline float quotient(float a, float b) {
+  float y;
+  asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+// The larger of two unsigned numbers of 16 bits, in each half of a word.
+__device__ inline uint32_t larger_halves(uint32_t one, uint32_t two) {
+  uint32_t larger;
+  asm("max.u16x2 %0, %1, %2;" : "=r"(larger) : "r"(one), "r"(two));
+  return larger;
+}
+
+__device__ inline uint32_t largest_of_warp(uint32_t own) {
+  uint32_t largest;
+  asm volatile("redux.sync.max.u32 %0, %1, 0xFFFFFFFF;" : "=r"(largest) : "r"(own));
+  return largest;
+}
+
 // --- barriers -------------------------------------------------------------------------------------------------------
 
 __device__ inline void make_barrier(uint64_t* barrier, uint32_t arrivals) {

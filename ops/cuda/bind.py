@@ -5,7 +5,7 @@ Importing this module raises ImportError, OSError or RuntimeError where that is 
 
 from __future__ import annotations
 
-from rewriter.ops.cuda import attention, build, convolution, linear, product, upsample
+from rewriter.ops.cuda import attention, build, convolution, linear, product, rows, upsample
 
 build.load(build.visible_architectures())
 linear.enter()
@@ -13,3 +13,4 @@ convolution.enter()
 product.enter()
 attention.enter()
 upsample.enter()
+rows.enter()

@@ -16,7 +16,7 @@ def gelu(x):  # type: ignore[no-untyped-def]
     # A minimax fit made for this function: of all p of degree 6, about the one with the smallest largest error of
     # 2**(u * p(u) - 1) relative to Phi(-u) on 0 <= u <= 6, with coefficients in f32. That error has eight peaks of
     # alternating signs between 3.4e-6 and 4.5e-6, so no p of that degree stays below the former. Rounding u * p(u),
-    # up to 29, to f32 adds to it. csrc/gated.cu has the same numbers.
+    # up to 29, to f32 adds to it. csrc/activations.h has the same numbers.
     u = tl.abs(x)
     p = -1.79378025677579e-06 * u + 6.072615724406205e-05
     p = p * u + -0.0009231857256963849

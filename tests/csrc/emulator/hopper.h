@@ -19,9 +19,11 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
+using std::max;
 using std::min;
 
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }
 
 inline void __syncthreads() {
   emulated::Block& block = *emulated::self().block;
@@ -87,6 +89,20 @@ inline void store_matrices(unsigned char* row, const uint32_t (&words)[4]) {
 }
 
 inline float exp2_of(float x) { return std::exp2(x); }
+inline float quotient(float a, float b) { return a / b; }
+
+inline uint32_t larger_halves(uint32_t one, uint32_t two) {
+  return max(one >> 16, two >> 16) << 16 | max(one & 0xFFFF, two & 0xFFFF);
+}
+
+inline uint32_t largest_of_warp(uint32_t own) {
+  emulated::Warp& warp = emulated::self().warp();
+  warp.values[emulated::self().lane()] = own;
+  __syncwarp();
+  const uint32_t largest = *std::max_element(warp.values.begin(), warp.values.end());
+  __syncwarp();
+  return largest;
+}
 
 inline void make_barrier(uint64_t* barrier, uint32_t arrivals) { emulated::make_barrier(barrier, arrivals); }
 inline void publish_barriers() {}
