@@ -91,7 +91,14 @@ def _facts_of(tensor: torch.Tensor, device: str) -> TensorFacts | None:
 
 
 def _device(values: list[Value]) -> str:
-    return next((facts.device for value in values if (facts := value.facts) is not None), "cpu")
+    """That of the first tensor, or of the first in a list of them."""
+    for value in values:
+        producer = value.producer
+        items = producer.inputs if producer is not None and producer.op == "prim::ListConstruct" else [value]
+        for item in items:
+            if item.facts is not None:
+                return item.facts.device
+    return "cpu"
 
 
 def _run(call: Call, inputs: list[Value]) -> list[TensorFacts | None]:
