@@ -5,6 +5,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 
@@ -12,7 +13,8 @@ namespace rewriter::hopper {
 
 // d: a thread's part of the sums. Its elements 4 j and 4 j + 1 are those of row 16 w + l / 4 and columns 8 j + 2 (l % 4)
 // and the next, the two after them those 8 rows below, where w is the warp in its group of four and l the thread in it.
-// a: 64 rows, b: N rows, of 16 elements each, described as `operand` does. add: 0 to forget what d held.
+// a: 64 rows, b: N rows, of 32 bytes each, described as `operand` does: 16 elements of 16 bits, or 32 of f8e4m3. add: 0
+// to forget what d held.
 template <typename T, int N>
 struct Multiply;
 
@@ -43,19 +45,19 @@ struct Multiply<type, 128> {                                                    
   }                                                                                                                    \
 };
 
-#define REWRITER_MULTIPLY_160(type, kind)                                                                              \
+#define REWRITER_MULTIPLY_160(type, depth_and_kinds, order)                                                                              \
 template <>                                                                                                            \
 struct Multiply<type, 160> {                                                                                           \
   static __device__ void run(float (&d)[80], uint64_t a, uint64_t b, int add) {                                        \
     asm volatile(                                                                                                      \
         "{.reg .pred add; setp.ne.b32 add, %82, 0; "                                                                   \
-        "wgmma.mma_async.sync.aligned.m64n160k16.f32." kind "." kind " {"                                              \
+        "wgmma.mma_async.sync.aligned.m64n160" depth_and_kinds " {"                                                     \
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                       \
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                             \
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                             \
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                             \
         "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, "                            \
-        "%80, %81, add, 1, 1, 0, 0;}"                                                                                  \
+        "%80, %81, add, 1, 1" order ";}"                                                                                \
         : REWRITER_8(0), REWRITER_8(8), REWRITER_8(16), REWRITER_8(24),                                                \
           REWRITER_8(32), REWRITER_8(40), REWRITER_8(48), REWRITER_8(56),                                              \
           REWRITER_8(64), REWRITER_8(72)                                                                               \
@@ -119,8 +121,10 @@ struct MultiplyHeld<type, 64> {                                                 
 
 REWRITER_MULTIPLY_128(__half, "f16")
 REWRITER_MULTIPLY_128(__nv_bfloat16, "bf16")
-REWRITER_MULTIPLY_160(__half, "f16")
-REWRITER_MULTIPLY_160(__nv_bfloat16, "bf16")
+REWRITER_MULTIPLY_160(__half, "k16.f32.f16.f16", ", 0, 0")
+REWRITER_MULTIPLY_160(__nv_bfloat16, "k16.f32.bf16.bf16", ", 0, 0")
+// Of eight bits, rows can only lie as they do here.
+REWRITER_MULTIPLY_160(__nv_fp8_e4m3, "k32.f32.e4m3.e4m3", "")
 REWRITER_MULTIPLY_256(__half, "f16")
 REWRITER_MULTIPLY_256(__nv_bfloat16, "bf16")
 REWRITER_MULTIPLY_HELD_40(__half, "f16")

@@ -1,4 +1,4 @@
-"""What the kernels for Hopper (`csrc/convolution.cu`, `csrc/gated.cu`) take, and how their blocks share the work."""
+"""What the kernels for Hopper take (those of `csrc/*.cu`), and how their blocks share the work."""
 
 from __future__ import annotations
 
@@ -56,10 +56,9 @@ def steps_of(depth: int) -> int:
 def refusal(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> str | None:
     """Why no kernel here takes the operands, whatever their shapes; None where that is no hindrance."""
     operands = [x, weight] if bias is None else [x, weight, bias]
-    if not all(operand.is_cuda and operand.device == x.device for operand in operands):
-        return "the operands are not all on one CUDA device"
-    if torch.cuda.get_device_capability(x.device) != (9, 0):
-        return "only for GPUs of compute capability 9.0"
+    reason = elsewhere(*operands)
+    if reason is not None:
+        return reason
     if x.dtype not in NARROW or any(operand.dtype != x.dtype for operand in operands):
         return "only f16 and bf16 have tensor cores that keep their precision"
     if 0 in (x.numel(), weight.numel()):
@@ -72,6 +71,16 @@ def refusal(x: torch.Tensor, weight: torch.Tensor, bias: Optional) -> str | None
         return "the bias is not a dense vector"
     if bias is not None and bias.data_ptr() % 4:
         return "a bias that does not start at a multiple of 4 bytes"
+    return None
+
+
+def elsewhere(*operands: torch.Tensor) -> str | None:
+    """Why the operands lie where no kernel for Hopper runs, or None."""
+    device = operands[0].device
+    if not all(operand.is_cuda and operand.device == device for operand in operands):
+        return "the operands are not all on one CUDA device"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "only for GPUs of compute capability 9.0"
     return None
 
 

@@ -7,6 +7,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 Index threadIdx, blockIdx, gridDim;
 
@@ -44,15 +45,22 @@ void enter() {
 // The 128-byte swizzle: 16-byte chunks change places by the address's bits above.
 uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
+float number(Format format, uint16_t bits) {
+  if (format == Format::f16) return __half2float(__ushort_as_half(bits));
+  if (format == Format::bf16) return __bfloat162float(__ushort_as_bfloat16(bits));
+  return __half2float(__half(__nv_cvt_fp8_to_halfraw(static_cast<__nv_fp8_storage_t>(bits), __NV_E4M3)));
+}
+
+int bytes_of(Format format) { return format == Format::f8e4m3 ? 1 : 2; }
+
 float element(const Product& product, uint32_t address) {
-  uint16_t bits;
-  std::memcpy(&bits, at(swizzled(address), self().block->rank), 2);
-  return product.f16 ? __half2float(__ushort_as_half(bits)) : __bfloat162float(__ushort_as_bfloat16(bits));
+  uint16_t bits = 0;
+  std::memcpy(&bits, at(swizzled(address), self().block->rank), bytes_of(product.format));
+  return number(product.format, bits);
 }
 
 float element_of(const Product& product, uint32_t word, bool upper) {
-  const uint16_t bits = static_cast<uint16_t>(upper ? word >> 16 : word);
-  return product.f16 ? __half2float(__ushort_as_half(bits)) : __bfloat162float(__ushort_as_bfloat16(bits));
+  return number(product.format, static_cast<uint16_t>(upper ? word >> 16 : word));
 }
 
 // What a descriptor says, by the PTX ISA's matrix-descriptor format.
@@ -67,21 +75,24 @@ struct Described {
 
 void execute(Product& product) {
   const Described b(product.b);
-  static float left[64][16], right[256][16];
-  for (int k = 0; k < 16; ++k) {
+  // Of 32 bytes.
+  const int size = bytes_of(product.format), depth = 32 / size;
+  static float left[64][32], right[256][32];
+  for (int k = 0; k < depth; ++k) {
     for (int n = 0; n < product.columns; ++n) {
-      const uint32_t place = product.held ? k / 8 * b.stride + k % 8 * 128 + n * 2 : n / 8 * b.stride + n % 8 * 128 + k * 2;
+      const uint32_t place =
+          product.held ? k / 8 * b.stride + k % 8 * 128 + n * 2 : n / 8 * b.stride + n % 8 * 128 + k * size;
       right[n][k] = element(product, b.start + place);
     }
   }
   for (int row = 0; row < 64; ++row) {
-    for (int k = 0; k < 16; ++k) {
+    for (int k = 0; k < depth; ++k) {
       if (product.held) {
         const int thread = row / 16 * 32 + row % 8 * 4 + k % 8 / 2;
         left[row][k] = element_of(product, product.words[thread][k / 8 * 2 + row % 16 / 8], k % 2 != 0);
       } else {
         const Described a(product.a);
-        left[row][k] = element(product, a.start + row / 8 * a.stride + row % 8 * 128 + k * 2);
+        left[row][k] = element(product, a.start + row / 8 * a.stride + row % 8 * 128 + k * size);
       }
     }
   }
@@ -90,7 +101,7 @@ void execute(Product& product) {
       const int thread = row / 16 * 32 + row % 8 * 4 + n % 8 / 2;
       float& sum = product.sums[thread][n / 8 * 4 + row % 16 / 8 * 2 + n % 2];
       float total = product.add ? sum : 0.0f;
-      for (int k = 0; k < 16; ++k) total += left[row][k] * right[n][k];
+      for (int k = 0; k < depth; ++k) total += left[row][k] * right[n][k];
       sum = total;
     }
   }

@@ -29,11 +29,14 @@ struct Meeting {
   int arrived = 0, generation = 0;
 };
 
+enum class Format { f16, bf16, f8e4m3 };
+
 // A product of 64 rows by four warps. Each thread gives its sums, and its words of `a` where that is in registers.
 struct Product {
   uint64_t a = 0, b = 0;
   int columns = 0;
-  bool f16 = false, add = false, held = false;
+  Format format = Format::f16;
+  bool add = false, held = false;
   int threads = 0;
   std::array<float*, 128> sums{};
   std::array<const uint32_t*, 128> words{};

@@ -1,0 +1,224 @@
+// Products of rows in f8e4m3, with the scales of both, a bias, and a residual or GEGLU at their end, on Hopper's tensor
+// cores.
+//
+// The way of the operands is that of gated.cu: a step's rows are 128 bytes here too, and hold twice as many elements. One
+// warp keeps the copy engine busy; two groups of four warps multiply half of a tile's rows each and never wait for each
+// other. A tile has 160 columns: neighbours, or 80 and the 80 gates for them.
+//
+// Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both. With twice the
+// products in a step, what L2 gives is the bound sooner than in f16, and the widest tile that shares its rows the best.
+
+#include "activations.h"
+#include "hopper.h"
+#include "products.h"
+#include "quantised.h"
+#include "results.h"
+
+#include <cuda.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+
+namespace rewriter::quantised {
+namespace {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int kHalf = kColumns / 2;
+
+struct Spot {
+  int row, column;
+};
+
+// Clusters that run at the same time work on neighbours: a band's rows first, then the next columns.
+__device__ Spot spot_of(const Work& work, int tile, int rank, int rows, int results) {
+  const int whole = work.band * work.column_groups;
+  const int first = tile / whole * work.band, inside = tile % whole;
+  const int height = min(work.band, work.row_groups - first);
+  const int row = first + inside % height, column = inside / height;
+  return {(row * work.along + (work.along > 1 ? rank : 0)) * rows,
+          (column * work.across + (work.across > 1 ? rank : 0)) * results};
+}
+
+// What two neighbouring columns are multiplied by, and what is added to them.
+struct Ends {
+  float2 scale, bias;
+};
+
+// From `column` on, which is even, as the number of columns is; zeros where not `known`.
+template <typename T>
+__device__ Ends ends_of(const Work& work, int column, bool known) {
+  if (!known) return {};
+  const uint32_t pair = *reinterpret_cast<const uint32_t*>(static_cast<const T*>(work.bias) + column);
+  return {*reinterpret_cast<const float2*>(work.column_scales + column), hopper::widened<T>(pair)};
+}
+
+__device__ float2 ended(float one, float two, float scale, const Ends& ends) {
+  return {one * scale * ends.scale.x + ends.bias.x, two * scale * ends.scale.y + ends.bias.y};
+}
+
+// Rounded, then the residual's elements added, as two operations of torch do.
+template <typename T>
+__device__ uint32_t added(uint32_t pair, uint32_t more) {
+  const float2 one = hopper::widened<T>(pair), two = hopper::widened<T>(more);
+  return hopper::narrowed<T>(one.x + two.x, one.y + two.y);
+}
+
+// Rounds a warp's 16 rows of results and stores them through its part of shared memory. row, column: of the first.
+template <typename T, bool kGated>
+__device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Work& work, int row, int column) {
+  constexpr int kResults = kGated ? kHalf : kColumns;
+  const int lane = threadIdx.x % 32, upper = row + lane / 4;
+  const float scales[2] = {upper < work.rows ? work.row_scales[upper] : 0.0f,
+                           upper + 8 < work.rows ? work.row_scales[upper + 8] : 0.0f};
+  T* const result = static_cast<T*>(work.result);
+  const T* const residual = static_cast<const T*>(work.residual);
+#pragma unroll
+  for (int from = 0; from < kResults; from += 64) {
+    constexpr int kLast = kResults % 64 == 0 ? 64 : kResults % 64;
+    const int chunks = (from + 64 <= kResults ? 64 : kLast) / 8;
+    __syncwarp();
+#pragma unroll
+    for (int pair = 0; pair < chunks; pair += 2) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int j = from / 8 + pair + i, own = column + 8 * j + lane % 4 * 2;
+        const Ends ends = ends_of<T>(work, own, own < work.results);
+        Ends gate{};
+        if constexpr (kGated) gate = ends_of<T>(work, own + work.results, own < work.results);
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower) {
+          const int at = 4 * j + 2 * lower;
+          float2 value = ended(sums[at], sums[at + 1], scales[lower], ends);
+          if constexpr (kGated) {
+            const float2 by = ended(sums[kHalf / 2 + at], sums[kHalf / 2 + at + 1], scales[lower], gate);
+            value = make_float2(value.x * hopper::gelu(by.x), value.y * hopper::gelu(by.y));
+          }
+          words[2 * i + lower] = hopper::narrowed<T>(value.x, value.y);
+        }
+      }
+      hopper::store_chunks(part, pair, words);
+    }
+    __syncwarp();
+    // Whole lines of 16 bytes, `height` rows at once.
+    const int height = 32 / chunks, down = lane / chunks, chunk = lane % chunks;
+    const int left = work.rows - row - down, right = column + from + chunk * 8;
+    const int64_t first = static_cast<int64_t>(row + down) * work.results + right;
+#pragma unroll
+    for (int i = 0; i < chunks / 2; ++i) {
+      const int at = i * height + down;
+      uint4 line = *reinterpret_cast<const uint4*>(part + hopper::chunk_at(at, chunk));
+      if (i * height >= left || right >= work.results) continue;
+      const int64_t place = first + static_cast<int64_t>(i * height) * work.results;
+      if (!kGated && residual != nullptr) {
+        const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
+        line = make_uint4(added<T>(line.x, more.x), added<T>(line.y, more.y), added<T>(line.z, more.z),
+                          added<T>(line.w, more.w));
+      }
+      *reinterpret_cast<uint4*>(result + place) = line;
+    }
+  }
+}
+
+template <typename T, int kBlocks, bool kGated>
+__global__ void __launch_bounds__(kThreads, 1)
+    multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
+             const __grid_constant__ Work work) {
+  using Shape = Tile<kBlocks>;
+  constexpr int kResults = kGated ? kHalf : kColumns;
+  unsigned char* const memory = hopper::shared_memory();
+  unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
+  unsigned char* const right = left + Shape::kStages * Shape::kLeft;
+  unsigned char* const parts = right + Shape::kStages * Shape::kRight;
+  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + Shape::kParts);
+  uint64_t* const empty = full + Shape::kStages;
+
+  const int size = work.across * work.along, rank = static_cast<int>(hopper::rank_in_cluster());
+  // The same in all lanes of a warp, which the compiler cannot know of a division: descriptors are uniform then.
+  const int warp = __shfl_sync(0xFFFFFFFF, threadIdx.x / 32, 0), group = warp / 4, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    hopper::prefetch(left_map);
+    hopper::prefetch(right_map);
+    for (int stage = 0; stage < Shape::kStages; ++stage) {
+      hopper::make_barrier(full + stage, 1);
+      // Every warp of the cluster that multiplies reads what this block loads.
+      hopper::make_barrier(empty + stage, kWarps * size);
+    }
+    hopper::publish_barriers();
+  }
+  __syncthreads();
+  hopper::await_cluster();
+  hopper::await_earlier();
+
+  const int cluster = blockIdx.x / size, clusters = gridDim.x / size;
+  const int tiles = work.row_groups * work.column_groups;
+
+  if (group == 0) {
+    hopper::give_up_registers<40>();
+    if (warp == 0 && lane == 0) {
+      const bool shares_rows = work.across > 1, shares_columns = work.along > 1;
+      const int rows = Shape::kRows / work.across, own = shares_rows ? rank * rows : 0;
+      const int piece = shares_columns ? rank : 0, pieces = shares_columns ? rank + 1 : 2;
+      hopper::Ring<Shape::kStages> ring;
+      for (int tile = cluster; tile < tiles; tile += clusters) {
+        const Spot spot = spot_of(work, tile, rank, Shape::kRows, kResults);
+        for (int step = 0; step < work.steps; ++step, ring.next()) {
+          hopper::wait(empty + ring.stage, ring.turn ^ 1);
+          hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
+          hopper::copy(left + ring.stage * Shape::kLeft + own * kDepth * 2, left_map, full + ring.stage, 3, shares_rows,
+                       step * kDepth, 0, spot.row + own);
+          for (int half = piece; half < pieces; ++half) {
+            hopper::copy(right + ring.stage * Shape::kRight + half * (Shape::kRight / 2), right_map, full + ring.stage,
+                         3, shares_columns, step * kDepth, 0, half * work.apart + spot.column);
+          }
+        }
+      }
+    }
+    // The others of the first warp must not wait for the cluster before its first thread does.
+    __syncwarp();
+  } else {
+    hopper::take_registers<232>();
+    const int half = group - 1;
+    unsigned char* const part = parts + (warp - 4) * hopper::kPart;
+    float sums[kBlocks][kHalf];
+    hopper::Ring<Shape::kStages> ring;
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const Spot spot = spot_of(work, tile, rank, Shape::kRows, kResults);
+      const int reader = lane < size ? lane : -1;
+      hopper::add_products<__nv_fp8_e4m3, kDepth>(sums, false, ring, 0, work.steps, left, right, half, full, empty,
+                                                  reader);
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        finish<T, kGated>(sums[block], part, work, spot.row + (half * kBlocks + block) * 64 + warp % 4 * 16, spot.column);
+      }
+    }
+  }
+  // A block's shared memory stays until no other writes to it, or tells its barriers anything.
+  hopper::await_cluster();
+}
+
+#else
+
+template <typename T, int kBlocks, bool kGated>
+__global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap,
+                         const __grid_constant__ Work) {}
+
+#endif
+
+template <int kBlocks, bool kGated>
+Kernel instance(bool f16) {
+  return {f16 ? hopper::address_of(multiply<__half, kBlocks, kGated>)
+              : hopper::address_of(multiply<__nv_bfloat16, kBlocks, kGated>),
+          Tile<kBlocks>::kRows, kGated ? kColumns / 2 : kColumns, Tile<kBlocks>::kShared};
+}
+
+}  // namespace
+
+Kernel kernel(int rows, bool f16, bool gated) {
+  if (rows == 128) return gated ? instance<1, true>(f16) : instance<1, false>(f16);
+  if (rows == 256) return gated ? instance<2, true>(f16) : instance<2, false>(f16);
+  return {};
+}
+
+}  // namespace rewriter::quantised

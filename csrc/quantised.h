@@ -1,0 +1,49 @@
+// What the kernel in quantised.cu is told, and where its instances are.
+#pragma once
+
+#include <cstdint>
+
+namespace rewriter::quantised {
+
+// Of 16 bits, so that a step's rows are 128 bytes: as many elements of eight bits again.
+constexpr int kDepth = 64;
+constexpr int kThreads = 384, kWarps = 8, kColumns = 160;
+constexpr int kSharedLimit = 232448, kAlignment = 1024;
+
+// kBlocks: of 64 rows, for each group of four warps.
+template <int kBlocks>
+struct Tile {
+  static constexpr int kRows = 128 * kBlocks;
+  static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
+  // Each warp rounds 16 rows of 64 results into its part, and stores them from there in whole lines.
+  static constexpr int kParts = kWarps * 16 * 64 * 2;
+  static constexpr int kBarriers = 128;
+  static constexpr int kStages = (kSharedLimit - kAlignment - kBarriers - kParts) / (kLeft + kRight);
+  static constexpr int kShared = kAlignment + kBarriers + kParts + kStages * (kLeft + kRight);
+  static_assert(kStages > 1 && kStages * 16 <= kBarriers);
+  static_assert(kRight / 2 % 1024 == 0);
+};
+
+struct Work {
+  int rows, results;              // of the whole result
+  int apart;                      // rows of the weight between those for both halves of a tile's columns
+  int steps;                      // of 128 elements along the depth
+  int row_groups, column_groups;  // of tiles, a group for each cluster
+  int band;                       // row groups that are done before the next ones: their operands stay in L2
+  int across, along;              // blocks of a cluster that share rows, and columns
+  const float *row_scales, *column_scales;
+  const void *bias, *residual;
+  void* result;
+};
+
+// An instance: its address as launches take it, the rows and the results of a block, the shared memory that it needs. Its
+// arguments: both operands for the copy engine, Work.
+struct Kernel {
+  const void* address;
+  int rows, results, shared;
+};
+
+// The instance for blocks of 128 or 256 rows, without an address for others. gated: half of a tile's columns are gates.
+Kernel kernel(int rows, bool f16, bool gated);
+
+}  // namespace rewriter::quantised
