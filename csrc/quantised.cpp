@@ -29,11 +29,12 @@ CUtensorMap rows_of(const Tensor& matrix, int rows) {
 // y = (x * row_scales) @ (weight * column_scales).T + bias + residual, or with `gated` of its two halves side by side
 // hidden * gelu(gate). x: [M, K], weight: [N, K], dense, K a multiple of 16: f8e4m3, two elements in one of 16 bits, so
 // that both have K / 2 columns. row_scales: [M], column_scales: [N], f32; bias: [N], f16 or bf16; y: [M, N] or, gated,
-// [M, N / 2], dense, of a multiple of 8 columns, and residual likewise. rows: of a block's results; across, along: blocks
-// of a cluster that share rows, and columns; band: row groups done before the next.
+// [M, N / 2], dense, of a multiple of 8 columns, and residual likewise. rows: of a tile's results; alternate: whether both
+// groups of a block have tiles of their own; across, along: blocks of a cluster that share rows, and columns; band: row
+// groups done before the next.
 void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weight, const Tensor column_scales,
                       const Tensor bias, const std::optional<Tensor> residual, Tensor y, bool gated, int64_t rows,
-                      int64_t across, int64_t along, int64_t band) {
+                      bool alternate, int64_t across, int64_t along, int64_t band) {
   const auto type = bias.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "bias: expected f16 or bf16");
   require(x.dim() == 2 && weight.dim() == 2 && y.dim() == 2, "x, weight, y: expected matrices");
@@ -48,8 +49,8 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
   require(band >= 1, "band: expected 1 or more");
   require(starts_at(bias.const_data_ptr(), 4) && starts_at(column_scales.const_data_ptr(), 8),
           "bias, column_scales: expected to start at multiples of 4 and 8 bytes");
-  const Kernel kernel = quantised::kernel(static_cast<int>(rows), type == ScalarType::Half, gated);
-  require(kernel.address != nullptr, "rows: expected 128 or 256");
+  const Kernel kernel = quantised::kernel(static_cast<int>(rows), type == ScalarType::Half, gated, alternate);
+  require(kernel.address != nullptr, "rows: expected 128, or 256 that do not alternate");
   const OnDeviceOf here(x);
   Work work{};
   work.rows = static_cast<int>(x.size(0));
@@ -79,7 +80,7 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
 STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
   library.def(
       "quantised_linear(Tensor x, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor bias, Tensor? residual, "
-      "Tensor(a!) y, bool gated, int rows, int across, int along, int band) -> ()");
+      "Tensor(a!) y, bool gated, int rows, bool alternate, int across, int along, int band) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) {

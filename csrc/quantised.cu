@@ -3,10 +3,12 @@
 //
 // The way of the operands is that of gated.cu: a step's rows are 128 bytes here too, and hold twice as many elements. One
 // warp keeps the copy engine busy; two groups of four warps multiply half of a tile's rows each and never wait for each
-// other. A tile has 160 columns: neighbours, or 80 and the 80 gates for them.
+// other, or have tiles of their own in turns. A tile has 160 columns: neighbours, or 80 and the 80 gates for them.
 //
-// Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both. With twice the
-// products in a step, what L2 gives is the bound sooner than in f16, and the widest tile that shares its rows the best.
+// Products take half as long as in f16, the end of a tile as long: where a block has several tiles, one group ends one
+// while the other multiplies. That reads more of L2 for each product than a tile of both groups.
+//
+// Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both.
 
 #include "activations.h"
 #include "hopper.h"
@@ -121,11 +123,11 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
   }
 }
 
-template <typename T, int kBlocks, bool kGated>
+template <typename T, int kBlocks, int kGroups, bool kGated>
 __global__ void __launch_bounds__(kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Work work) {
-  using Shape = Tile<kBlocks>;
+  using Shape = Tile<kBlocks, kGroups>;
   constexpr int kResults = kGated ? kHalf : kColumns;
   unsigned char* const memory = hopper::shared_memory();
   unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
@@ -142,8 +144,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     hopper::prefetch(right_map);
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
-      // Every warp of the cluster that multiplies reads what this block loads.
-      hopper::make_barrier(empty + stage, kWarps * size);
+      // Every warp of the cluster that multiplies this tile reads what this block loads.
+      hopper::make_barrier(empty + stage, kWarps / 2 * kGroups * size);
     }
     hopper::publish_barriers();
   }
@@ -179,15 +181,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
   } else {
     hopper::take_registers<232>();
-    const int half = group - 1;
+    const int half = kGroups == 1 ? 0 : group - 1;
     unsigned char* const part = parts + (warp - 4) * hopper::kPart;
     float sums[kBlocks][kHalf];
-    hopper::Ring<Shape::kStages> ring;
-    for (int tile = cluster; tile < tiles; tile += clusters) {
+    for (int tile = cluster, turn = 0; tile < tiles; tile += clusters, ++turn) {
+      if (kGroups == 1 && turn % 2 != group - 1) continue;
       const Spot spot = spot_of(work, tile, rank, Shape::kRows, kResults);
+      auto ring = hopper::Ring<Shape::kStages>::after(turn * work.steps);
       const int reader = lane < size ? lane : -1;
-      hopper::add_products<__nv_fp8_e4m3, kDepth>(sums, false, ring, 0, work.steps, left, right, half, full, empty,
-                                                  reader);
+      hopper::add_products<__nv_fp8_e4m3, kDepth, kGroups>(sums, false, ring, 0, work.steps, left, right, half, full,
+                                                           empty, reader);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         finish<T, kGated>(sums[block], part, work, spot.row + (half * kBlocks + block) * 64 + warp % 4 * 16, spot.column);
@@ -200,25 +203,31 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #else
 
-template <typename T, int kBlocks, bool kGated>
+template <typename T, int kBlocks, int kGroups, bool kGated>
 __global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap,
                          const __grid_constant__ Work) {}
 
 #endif
 
-template <int kBlocks, bool kGated>
+template <int kBlocks, int kGroups, bool kGated>
 Kernel instance(bool f16) {
-  return {f16 ? hopper::address_of(multiply<__half, kBlocks, kGated>)
-              : hopper::address_of(multiply<__nv_bfloat16, kBlocks, kGated>),
-          Tile<kBlocks>::kRows, kGated ? kColumns / 2 : kColumns, Tile<kBlocks>::kShared};
+  using Shape = Tile<kBlocks, kGroups>;
+  return {f16 ? hopper::address_of(multiply<__half, kBlocks, kGroups, kGated>)
+              : hopper::address_of(multiply<__nv_bfloat16, kBlocks, kGroups, kGated>),
+          Shape::kRows, kGated ? kColumns / 2 : kColumns, Shape::kShared};
+}
+
+template <bool kGated>
+Kernel instance_of(int rows, bool f16, bool alternate) {
+  if (rows == 128) return alternate ? instance<2, 1, kGated>(f16) : instance<1, 2, kGated>(f16);
+  if (rows == 256 && !alternate) return instance<2, 2, kGated>(f16);
+  return {};
 }
 
 }  // namespace
 
-Kernel kernel(int rows, bool f16, bool gated) {
-  if (rows == 128) return gated ? instance<1, true>(f16) : instance<1, false>(f16);
-  if (rows == 256) return gated ? instance<2, true>(f16) : instance<2, false>(f16);
-  return {};
+Kernel kernel(int rows, bool f16, bool gated, bool alternate) {
+  return gated ? instance_of<true>(rows, f16, alternate) : instance_of<false>(rows, f16, alternate);
 }
 
 }  // namespace rewriter::quantised

@@ -10,10 +10,10 @@ constexpr int kDepth = 64;
 constexpr int kThreads = 384, kWarps = 8, kColumns = 160;
 constexpr int kSharedLimit = 232448, kAlignment = 1024;
 
-// kBlocks: of 64 rows, for each group of four warps.
-template <int kBlocks>
+// kBlocks: of 64 rows, for each group of four warps; kGroups: that share a tile, both or one.
+template <int kBlocks, int kGroups>
 struct Tile {
-  static constexpr int kRows = 128 * kBlocks;
+  static constexpr int kRows = 64 * kBlocks * kGroups;
   static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
   // Each warp rounds 16 rows of 64 results into its part, and stores them from there in whole lines.
   static constexpr int kParts = kWarps * 16 * 64 * 2;
@@ -43,7 +43,8 @@ struct Kernel {
   int rows, results, shared;
 };
 
-// The instance for blocks of 128 or 256 rows, without an address for others. gated: half of a tile's columns are gates.
-Kernel kernel(int rows, bool f16, bool gated);
+// The instance for tiles of 128 or 256 rows, without an address for others. gated: half of a tile's columns are gates;
+// alternate: each group has tiles of its own, of 128 rows.
+Kernel kernel(int rows, bool f16, bool gated, bool alternate);
 
 }  // namespace rewriter::quantised

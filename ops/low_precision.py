@@ -50,7 +50,8 @@ def quantise_rows(x: torch.Tensor, kind: str) -> Rows:
     # A column of zeros, so that a row without elements has a largest one too.
     largest = F.pad(kept.abs(), (0, 1)).amax(-1, keepdim=True).clamp(min=SMALLEST)
     if kind == "i8":
-        codes = (kept * (127.0 / largest)).clamp(-127, 127).round()
+        # Of two tensors: torch multiplies by the reciprocal where a number is divided.
+        codes = (kept * (torch.full_like(largest, 127.0) / largest)).clamp(-127, 127).round()
         scales = largest * (1.0 / 127.0)
     else:
         field = largest.view(torch.int32) >> _MANTISSA_BITS

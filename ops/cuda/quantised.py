@@ -14,8 +14,9 @@ Optional = torch.Tensor | None
 
 # Rows that are done for all columns before the next ones: what runs at once reads few rows and few columns.
 _BAND = 2048
-# Below this many rows, tiles of 256 rows are mostly empty, and below the second all are.
-_FLAT_ROWS, _FEWEST_ROWS = 512, 64
+# Below this many rows, tiles are mostly empty. From so many results on, a multiprocessor has two tiles or more.
+_FEWEST_ROWS = 64
+_MANY_RESULTS = 2 * 132 * 128 * 160
 # The copy engine moves 16 elements at a time, the ends of a tile store 8.
 _DEPTH, _COLUMNS = 16, 8
 
@@ -30,13 +31,15 @@ def quantised_linear(
     *,
     gated: bool = False,
     rows: int,
+    alternate: bool,
     across: int,
     along: int,
 ) -> torch.Tensor:
     """(codes * scales) @ (weight * weight_scales).T + bias + residual, operands as in the reference; gated: hidden *
     gelu(gate) of the two halves. Sums in f32, with the digits that the tensor cores keep of them, rounded once.
 
-    rows: of a block's results; across, along: blocks of a cluster that share rows, and columns.
+    rows: of a tile's results; alternate: whether both groups of a block have tiles of their own, in turns; across,
+    along: blocks of a cluster that share rows, and columns.
     """
     columns = weight.shape[0] // 2 if gated else weight.shape[0]
     flat = codes.view(-1, codes.shape[-1])
@@ -51,6 +54,7 @@ def quantised_linear(
         y.view(-1, columns),
         gated,
         rows,
+        alternate,
         across,
         along,
         _BAND // (rows * along),
@@ -64,15 +68,10 @@ def quantised_linear_geglu(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor,
-    *,
-    rows: int,
-    across: int,
-    along: int,
+    **way: int,
 ) -> torch.Tensor:
     """hidden * gelu(gate); the rest as in `quantised_linear`."""
-    return quantised_linear(
-        codes, scales, weight, weight_scales, bias, gated=True, rows=rows, across=across, along=along
-    )
+    return quantised_linear(codes, scales, weight, weight_scales, bias, gated=True, **way)
 
 
 def takes(
@@ -118,12 +117,13 @@ def takes_geglu(*operands: torch.Tensor) -> str | None:
     return "halves that are no multiples of 8" if operands[2].shape[0] % (2 * _COLUMNS) else None
 
 
-def configs(codes: torch.Tensor, *_: torch.Tensor) -> Sequence[Config]:
-    """Tiles and clusters: what a multiprocessor reads for each product is least in the first."""
-    shapes = [(256, 2, 1), (256, 1, 2), (128, 1, 2), (128, 2, 1)]
-    if codes.numel() // codes.shape[-1] <= _FLAT_ROWS:
-        shapes = shapes[2:]
-    return [dict(zip(("rows", "across", "along"), shape, strict=True)) for shape in shapes]
+def configs(codes: torch.Tensor, _: torch.Tensor, weight: torch.Tensor, *__: torch.Tensor) -> Sequence[Config]:
+    """Tiles and clusters. Large products have tiles enough for turns, and for wide ones that read least."""
+    rows = codes.numel() // codes.shape[-1]
+    shapes = [(128, False, 2, 1), (128, False, 1, 2)]
+    if rows * weight.shape[0] >= _MANY_RESULTS:
+        shapes = [(128, True, 2, 1), (128, True, 1, 2), (256, False, 2, 1), *shapes[:1]]
+    return [dict(zip(("rows", "alternate", "across", "along"), shape, strict=True)) for shape in shapes]
 
 
 def enter() -> None:
