@@ -31,8 +31,9 @@ _PART = 2**21
 _LONG_SECONDS = 300e-6
 # Of one whose first sample is so many times as slow as the fastest, more of them would change nothing.
 _BEHIND = 1.15
-# Of one that takes longer than this, what the host adds is noise: no recording is made where it launches in time.
-_STEADY_SECONDS = 1e-3
+# Of one that takes longer than this, what the host adds is noise: no recording is made where it launches in time. Its
+# samples differ less, too.
+_STEADY_SECONDS, _STEADY_BEHIND = 1e-3, 1.05
 # Relative L2 distance from the reference beyond which a provider is wrong on this GPU, whatever its speed.
 _LIMITS = {
     torch.float32: 1e-3,
@@ -126,9 +127,9 @@ class ProviderChooser:
             if estimate > max(_LONG_SECONDS, FAR_BEHIND * least):
                 return estimate
             if estimate > _STEADY_SECONDS and host < HOST_SHARE * estimate:
-                return _best(lambda: launched_seconds(call)[0], estimate, least)
+                return _best(lambda: launched_seconds(call)[0], estimate, _STEADY_BEHIND * least)
             watch = stopwatch(call, "cuda", estimate=estimate)
-            return _best(watch.seconds, watch.seconds(), least)
+            return _best(watch.seconds, watch.seconds(), _BEHIND * least)
 
         return self._attempted(seconds, float("inf"), op, choice, signature)
 
@@ -157,9 +158,9 @@ class ProviderChooser:
             return failed
 
 
-def _best(seconds: Callable[[], float], first: float, least: float) -> float:
-    """The best of all samples, or the first where it is clearly slower than `least`."""
-    return first if first > _BEHIND * least else min(first, *(seconds() for _ in range(1, _SAMPLES)))
+def _best(seconds: Callable[[], float], first: float, bound: float) -> float:
+    """The best of all samples, or the first where it is beyond the bound."""
+    return first if first > bound else min(first, *(seconds() for _ in range(1, _SAMPLES)))
 
 
 def _call(op: registry.Op, choice: Choice, arguments: tuple[Any, ...]) -> Callable[[], Any]:
