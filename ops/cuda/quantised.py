@@ -68,10 +68,14 @@ def quantised_linear_geglu(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor,
-    **way: int,
+    rows: int,
+    alternate: bool,
+    across: int,
+    along: int,
 ) -> torch.Tensor:
     """hidden * gelu(gate); the rest as in `quantised_linear`."""
-    return quantised_linear(codes, scales, weight, weight_scales, bias, gated=True, **way)
+    operands = codes, scales, weight, weight_scales, bias
+    return quantised_linear(*operands, gated=True, rows=rows, alternate=alternate, across=across, along=along)
 
 
 def takes(
