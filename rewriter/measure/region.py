@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -24,6 +24,8 @@ _VIEWS = frozenset(
         *("split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view"),
     )
 )
+# The strides of values.
+Lying: TypeAlias = dict[Value, tuple[int, ...]]
 _INTEGER_OPS = {
     "aten::add": lambda a, b: a + b,
     "aten::sub": lambda a, b: a - b,
@@ -99,18 +101,19 @@ class Pair:
         return hashlib.sha256(f"{self.before.text}\n=>\n{self.after.text}".encode()).hexdigest()[:24]
 
 
-def cut(nodes: Iterable[Node], shared: dict[object, Any], weights: int) -> Region:
+def cut(nodes: Iterable[Node], shared: dict[object, Any], weights: int, lying: Lying | None = None) -> Region:
     """The nodes as a graph of their own, with plans for inputs such as the trace recorded.
 
     `shared` keeps the plans, by the value that they stand for, so that both sides of a pair get the same. `weights`:
-    how many the graph has that was rewritten. Raises Unmeasurable.
+    how many the graph has that was rewritten. `lying` keeps how values lie, for other regions of the same graphs.
+    Raises Unmeasurable.
     """
-    return _Cutter(sorted(nodes, key=lambda node: node.order), shared, weights).cut()
+    return _Cutter(sorted(nodes, key=lambda node: node.order), shared, weights, {} if lying is None else lying).cut()
 
 
 class _Cutter:
-    def __init__(self, nodes: list[Node], shared: dict[object, Any], weights: int) -> None:
-        self.nodes, self.weights = nodes, weights
+    def __init__(self, nodes: list[Node], shared: dict[object, Any], weights: int, lying: Lying) -> None:
+        self.nodes, self.weights, self.lying = nodes, weights, lying
         self.inside = {id(node) for node in nodes}
         self.shared = shared
         self.graph = torch_ir.empty_graph()
@@ -179,6 +182,11 @@ class _Cutter:
         return TensorPlan(facts.shape, strides, DTYPES[facts.dtype], facts.device, weight)
 
     def strides(self, value: Value) -> tuple[int, ...]:
+        if value not in self.lying:
+            self.lying[value] = self.strides_after(value)
+        return self.lying[value]
+
+    def strides_after(self, value: Value) -> tuple[int, ...]:
         """As after the rewrites: parts of merged projections have gaps, of which recorded types know nothing."""
         facts, node = value.facts, value.producer
         assert facts is not None

@@ -18,7 +18,7 @@ from rewriter.language.rule import RuleSet
 from rewriter.measure import rivals
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.grouping import regions
-from rewriter.measure.region import Pair, TensorPlan, Unmeasurable, cut
+from rewriter.measure.region import Lying, Pair, TensorPlan, Unmeasurable, cut
 from rewriter.measure.timing import Timing, compare
 from rewriter.measure.whole import Inputs
 
@@ -86,9 +86,10 @@ class Regions:
         """The rewritten form of each distinct region of `result` that will be timed, as a function of nothing."""
         met: set[str] = set()
         known = self.known(result)
+        lying: Lying = {}
         for origins, after, _ in self.sites(result):
             with contextlib.suppress(Unmeasurable, RuntimeError, NotImplementedError):
-                pair = self.pair(origins, after)
+                pair = self.pair(origins, after, lying)
                 if pair.key not in met and self.cache.get(pair.key) is None:
                     met.add(pair.key)
                     yield pair.after.call({}, known)
@@ -105,8 +106,9 @@ class Regions:
     def losing(self, result: Rewritten) -> Blocked:
         blocked: set[tuple[str, int]] = set()
         known = self.known(result)
+        lying: Lying = {}
         for origins, after, rewrites in self.sites(result):
-            if not self.wanted(rewrites) and not self.pays(origins, after, rewrites, known):
+            if not self.wanted(rewrites) and not self.pays(origins, after, rewrites, known, lying):
                 blocked |= {(done.rule, origin) for done in rewrites for origin in done.origins}
         return frozenset(blocked)
 
@@ -121,23 +123,28 @@ class Regions:
         for origins, rewrites in regions(result.rewrites):
             yield origins, list({id(n): n for origin in origins for n in made.get(origin, ())}.values()), rewrites
 
-    def pair(self, origins: frozenset[int], after: list[Node]) -> Pair:
-        """Raises Unmeasurable."""
+    def pair(self, origins: frozenset[int], after: list[Node], lying: Lying | None = None) -> Pair:
+        """`lying`: see `cut`. Raises Unmeasurable."""
         shared: dict[object, object] = {}
         # First, so that both sides get inputs as they lie after the rewrites around the region.
-        rewritten = cut(after, shared, self.weights)
-        return Pair(cut([self.nodes[origin] for origin in origins], shared, self.weights), rewritten)
+        rewritten = cut(after, shared, self.weights, lying)
+        return Pair(cut([self.nodes[origin] for origin in origins], shared, self.weights, lying), rewritten)
 
     def wanted(self, rewrites: list[Rewrite]) -> bool:
         """Whether speed does not decide: a rule that saves memory has a part in it."""
         return any(done.rule in self.unmeasured for done in rewrites)
 
     def pays(
-        self, origins: frozenset[int], after: list[Node], rewrites: list[Rewrite], known: Sequence[torch.Tensor]
+        self,
+        origins: frozenset[int],
+        after: list[Node],
+        rewrites: list[Rewrite],
+        known: Sequence[torch.Tensor],
+        lying: Lying,
     ) -> bool:
         name = " + ".join(dict.fromkeys(done.rule for done in rewrites))
         try:
-            return self.timed(self.pair(origins, after), name, known).pays
+            return self.timed(self.pair(origins, after, lying), name, known).pays
         except (Unmeasurable, RuntimeError) as error:
             self.unmeasurable.setdefault(f"{name}: {cause_of(error)}", rewrites[0].site)
             return False
