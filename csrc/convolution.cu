@@ -32,13 +32,6 @@ __device__ __half one_of(float value) { return __float2half_rn(value); }
 template <>
 __device__ __nv_bfloat16 one_of(float value) { return __float2bfloat16_rn(value); }
 
-// Rounded, then the residual's element added, as two operations of torch do.
-template <typename T>
-__device__ uint32_t added(uint32_t pair, uint32_t more) {
-  const float2 one = hopper::widened<T>(pair), two = hopper::widened<T>(more);
-  return hopper::narrowed<T>(one.x + two.x, one.y + two.y);
-}
-
 // The lines of eight columns that a lane stores of up to 64 columns from kFrom on, of a warp's 16 rows: in kLines turns, a
 // turn kHeight rows down. Neighbouring lanes have neighbouring lines.
 template <int kFrom>
@@ -105,8 +98,8 @@ __device__ __forceinline__ void finish(const float (&sums)[kColumns / 2], unsign
     if (to.places[i] < 0) continue;
     if (operands.residual != nullptr) {
       const uint4& more = addends.lines[i];
-      line = make_uint4(added<T>(line.x, more.x), added<T>(line.y, more.y), added<T>(line.z, more.z),
-                        added<T>(line.w, more.w));
+      line = make_uint4(hopper::added<T>(line.x, more.x), hopper::added<T>(line.y, more.y), hopper::added<T>(line.z, more.z),
+                        hopper::added<T>(line.w, more.w));
     }
     *reinterpret_cast<uint4*>(static_cast<T*>(operands.result) + to.places[i]) = line;
   }

@@ -16,12 +16,6 @@ using gated::Work;
 
 int ceiling(int value, int by) { return (value + by - 1) / by; }
 
-// A matrix with dense rows, in boxes of so many rows of a step's depth. It has a dimension of one element between the two.
-CUtensorMap rows_of(const Tensor& matrix, int rows) {
-  const int64_t pitch = matrix.size(1);
-  return described<3>(matrix, {pitch, 1, matrix.size(0)}, {1, pitch, pitch}, {gated::kDepth, 1, rows}, {1, 1, 1});
-}
-
 void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what); }
 
 // y = hidden * gelu(gate), where x @ weight.T + bias holds both side by side. x: [M, K], weight: [2 N, K], bias: [2 N],
@@ -52,7 +46,8 @@ void linear_geglu(const Tensor x, const Tensor weight, const std::optional<Tenso
   work.result = y.mutable_data_ptr();
   work.row_groups = ceiling(ceiling(work.rows, kernel.rows), static_cast<int>(along));
   work.column_groups = ceiling(ceiling(work.results, kernel.columns), static_cast<int>(across));
-  CUtensorMap left = rows_of(x, kernel.rows / static_cast<int>(across)), right = rows_of(weight, kernel.columns);
+  CUtensorMap left = rows_of(x, gated::kDepth, kernel.rows / static_cast<int>(across));
+  CUtensorMap right = rows_of(weight, gated::kDepth, kernel.columns);
   void* arguments[] = {&left, &right, &work};
   Launch launch(static_cast<int>(across * along), gated::kThreads, kernel.shared, here.stream);
   launch_clusters(launch, kernel.address, work.row_groups * work.column_groups, false, arguments,

@@ -9,6 +9,7 @@
 
 #include "gated.h"
 #include "activations.h"
+#include "feeding.h"
 #include "hopper.h"
 #include "products.h"
 #include "results.h"
@@ -21,21 +22,6 @@ namespace rewriter::gated {
 namespace {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-struct Spot {
-  int row, column;
-};
-
-// Clusters that run at the same time work on neighbours: a band's rows first, then the next columns.
-template <typename Shape, int kResults>
-__device__ Spot spot_of(const Work& work, int tile, int rank) {
-  const int whole = work.band * work.column_groups;
-  const int first = tile / whole * work.band, inside = tile % whole;
-  const int height = min(work.band, work.row_groups - first);
-  const int row = first + inside % height, column = inside / height;
-  return {(row * work.along + (work.along > 1 ? rank : 0)) * Shape::kRows,
-          (column * work.across + (work.across > 1 ? rank : 0)) * kResults};
-}
 
 // Rounds 64 x kResults results of a group and stores them; each warp its 16 rows, through its part of shared memory.
 // row, column: of the warp's first result.
@@ -123,23 +109,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      const bool shares_rows = work.across > 1, shares_columns = work.along > 1;
-      const int rows = Shape::kRows / work.across, own = shares_rows ? rank * rows : 0;
-      const int piece = shares_columns ? rank : 0, pieces = shares_columns ? rank + 1 : 2;
-      hopper::Ring<Shape::kStages> ring;
-      for (int tile = cluster; tile < tiles; tile += clusters) {
-        const Spot spot = spot_of<Shape, kResults>(work, tile, rank);
-        for (int step = 0; step < work.steps; ++step, ring.next()) {
-          hopper::wait(empty + ring.stage, ring.turn ^ 1);
-          hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
-          hopper::copy(left + ring.stage * Shape::kLeft + own * kDepth * 2, left_map, full + ring.stage, 3, shares_rows,
-                       step * kDepth, 0, spot.row + own);
-          for (int half = piece; half < pieces; ++half) {
-            hopper::copy(right + ring.stage * Shape::kRight + half * (Shape::kRight / 2), right_map, full + ring.stage,
-                         3, shares_columns, step * kDepth, 0, half * work.results + spot.column);
-          }
-        }
-      }
+      hopper::feed<Shape, kDepth, kResults>(work, left_map, right_map, left, right, full, empty, cluster, clusters, tiles,
+                                          rank, work.results);
     }
     // The others of the first warp must not wait for the cluster before its first thread does.
     __syncwarp();
@@ -150,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     float sums[kBlocks][kResults];
     hopper::Ring<Shape::kStages> ring;
     for (int tile = cluster; tile < tiles; tile += clusters) {
-      const Spot spot = spot_of<Shape, kResults>(work, tile, rank);
+      const hopper::Spot spot = hopper::spot_of(work, tile, rank, Shape::kRows, kResults);
       uint32_t hidden_bias[kResults / 8], gate_bias[kResults / 8];
 #pragma unroll
       for (int j = 0; j < kResults / 8; ++j) {

@@ -20,12 +20,6 @@ void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what
 
 bool starts_at(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-// A matrix with dense rows, in boxes of so many rows of a step's depth. It has a dimension of one element between the two.
-CUtensorMap rows_of(const Tensor& matrix, int rows) {
-  const int64_t pitch = matrix.size(1);
-  return described<3>(matrix, {pitch, 1, matrix.size(0)}, {1, pitch, pitch}, {quantised::kDepth, 1, rows}, {1, 1, 1});
-}
-
 // y = (x * row_scales) @ (weight * column_scales).T + bias + residual. x: [M, K], weight: [N, K], dense, K a multiple of
 // 16: f8e4m3, two elements in one of 16 bits, so that both have K / 2 columns. row_scales: [M], column_scales: [N], f32;
 // bias: [N], f16 or bf16; y: [M, N], dense, of a multiple of 8 columns, and residual likewise. rows: of a block's results;
@@ -63,8 +57,8 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
   work.result = y.mutable_data_ptr();
   work.row_groups = ceiling(ceiling(work.rows, kernel.rows), static_cast<int>(along));
   work.column_groups = ceiling(ceiling(work.results, quantised::kColumns), static_cast<int>(across));
-  CUtensorMap left = rows_of(x, kernel.rows / static_cast<int>(across));
-  CUtensorMap right = rows_of(weight, quantised::kColumns / 2);
+  CUtensorMap left = rows_of(x, quantised::kDepth, kernel.rows / static_cast<int>(across));
+  CUtensorMap right = rows_of(weight, quantised::kDepth, quantised::kColumns / 2);
   void* arguments[] = {&left, &right, &work};
   Launch launch(static_cast<int>(across * along), quantised::kThreads, kernel.shared, here.stream);
   launch_clusters(launch, kernel.address, work.row_groups * work.column_groups, false, arguments,

@@ -6,6 +6,7 @@
 //
 // Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both.
 
+#include "feeding.h"
 #include "hopper.h"
 #include "products.h"
 #include "quantised.h"
@@ -23,20 +24,6 @@ namespace {
 
 constexpr int kHalf = kColumns / 2;
 
-struct Spot {
-  int row, column;
-};
-
-// Clusters that run at the same time work on neighbours: a band's rows first, then the next columns.
-__device__ Spot spot_of(const Work& work, int tile, int rank, int rows) {
-  const int whole = work.band * work.column_groups;
-  const int first = tile / whole * work.band, inside = tile % whole;
-  const int height = min(work.band, work.row_groups - first);
-  const int row = first + inside % height, column = inside / height;
-  return {(row * work.along + (work.along > 1 ? rank : 0)) * rows,
-          (column * work.across + (work.across > 1 ? rank : 0)) * kColumns};
-}
-
 // What two neighbouring columns are multiplied by, and what is added to them.
 struct Ends {
   float2 scale, bias;
@@ -52,13 +39,6 @@ __device__ Ends ends_of(const Work& work, int column, bool known) {
 
 __device__ float2 ended(float one, float two, float scale, const Ends& ends) {
   return {one * scale * ends.scale.x + ends.bias.x, two * scale * ends.scale.y + ends.bias.y};
-}
-
-// Rounded, then the residual's elements added, as two operations of torch do.
-template <typename T>
-__device__ uint32_t added(uint32_t pair, uint32_t more) {
-  const float2 one = hopper::widened<T>(pair), two = hopper::widened<T>(more);
-  return hopper::narrowed<T>(one.x + two.x, one.y + two.y);
 }
 
 // Rounds a warp's 16 rows of results and stores them through its part of shared memory. row, column: of the first.
@@ -102,8 +82,8 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
       const int64_t place = first + static_cast<int64_t>(i * height) * work.results;
       if (residual != nullptr) {
         const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
-        line = make_uint4(added<T>(line.x, more.x), added<T>(line.y, more.y), added<T>(line.z, more.z),
-                          added<T>(line.w, more.w));
+        line = make_uint4(hopper::added<T>(line.x, more.x), hopper::added<T>(line.y, more.y), hopper::added<T>(line.z, more.z),
+                          hopper::added<T>(line.w, more.w));
       }
       *reinterpret_cast<uint4*>(result + place) = line;
     }
@@ -145,23 +125,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      const bool shares_rows = work.across > 1, shares_columns = work.along > 1;
-      const int rows = Shape::kRows / work.across, own = shares_rows ? rank * rows : 0;
-      const int piece = shares_columns ? rank : 0, pieces = shares_columns ? rank + 1 : 2;
-      hopper::Ring<Shape::kStages> ring;
-      for (int tile = cluster; tile < tiles; tile += clusters) {
-        const Spot spot = spot_of(work, tile, rank, Shape::kRows);
-        for (int step = 0; step < work.steps; ++step, ring.next()) {
-          hopper::wait(empty + ring.stage, ring.turn ^ 1);
-          hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
-          hopper::copy(left + ring.stage * Shape::kLeft + own * kDepth * 2, left_map, full + ring.stage, 3, shares_rows,
-                       step * kDepth, 0, spot.row + own);
-          for (int half = piece; half < pieces; ++half) {
-            hopper::copy(right + ring.stage * Shape::kRight + half * (Shape::kRight / 2), right_map, full + ring.stage,
-                         3, shares_columns, step * kDepth, 0, half * kHalf + spot.column);
-          }
-        }
-      }
+      hopper::feed<Shape, kDepth, kColumns>(work, left_map, right_map, left, right, full, empty, cluster, clusters, tiles,
+                                          rank, kHalf);
     }
     // The others of the first warp must not wait for the cluster before its first thread does.
     __syncwarp();
@@ -172,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     float sums[kBlocks][kHalf];
     hopper::Ring<Shape::kStages> ring;
     for (int tile = cluster; tile < tiles; tile += clusters) {
-      const Spot spot = spot_of(work, tile, rank, Shape::kRows);
+      const hopper::Spot spot = hopper::spot_of(work, tile, rank, Shape::kRows, kColumns);
       const int reader = lane < size ? lane : -1;
       hopper::add_products<__nv_fp8_e4m3, kDepth>(sums, false, ring, 0, work.steps, left, right, half, full, empty,
                                                   reader);

@@ -34,6 +34,13 @@ __device__ inline uint32_t narrowed<__nv_bfloat16>(float one, float two) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+// Rounded, then the residual's elements added, as two operations of torch do.
+template <typename T>
+__device__ uint32_t added(uint32_t pair, uint32_t more) {
+  const float2 one = widened<T>(pair), two = widened<T>(more);
+  return narrowed<T>(one.x + two.x, one.y + two.y);
+}
+
 // A warp's 16 rows of 64 results in shared memory. Chunks of eight results lie in turned order in their row, so that
 // neighbouring rows do not meet in a bank.
 constexpr int kPart = 16 * 64 * 2;

@@ -55,4 +55,10 @@ CUtensorMap described(const Tensor& tensor, const std::array<int64_t, kRank>& ex
   return map;
 }
 
+// A matrix with dense rows, in boxes of so many rows of `depth` elements. It has a dimension of one element between the two.
+inline CUtensorMap rows_of(const Tensor& matrix, int depth, int rows) {
+  const int64_t pitch = matrix.size(1);
+  return described<3>(matrix, {pitch, 1, matrix.size(0)}, {1, pitch, pitch}, {depth, 1, rows}, {1, 1, 1});
+}
+
 }  // namespace rewriter

@@ -130,7 +130,8 @@ def test_linear_layers(
 @emulated
 @given(st.data(), DTYPES, PACES, SEEDS, CLUSTERS)
 def test_geglu(chip: Chip, data: st.DataObject, dtype: torch.dtype, pace: str, seed: int, clusters: int) -> None:
-    rows, depth, results = data.draw(st.integers(1, 600)), data.draw(st.integers(1, 30)), data.draw(st.integers(1, 45))
+    # Up to ten steps, more than twice as many as there are stages.
+    rows, depth, results = data.draw(st.integers(1, 600)), data.draw(st.integers(1, 80)), data.draw(st.integers(1, 45))
     height, columns = data.draw(st.sampled_from([(256, 80), (128, 128), (128, 80)]))
     across, along = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 2)]))
     x = made(seed, dtype, rows, 8 * depth)
