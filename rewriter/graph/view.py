@@ -252,7 +252,8 @@ class View:
                 devices.setdefault(device.type, device)
         for node in self.nodes:
             for value in node.outputs if node.rule is not None else ():
-                if value.kind != "TensorType" or facts_of_type(value.ir.type()) is not None:
+                # A type that says a dtype says all that was known before.
+                if value.kind != "TensorType" or value.ir.type().scalarType() is not None:
                     continue
                 facts = value.facts
                 if facts is None or facts.shape is None or facts.strides is None or facts.dtype not in DTYPES:
