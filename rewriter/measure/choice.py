@@ -86,9 +86,8 @@ class _Choice:
             elif result is whole_graphs[1]:
                 found = regions.found(regions.first)
         kept = free.rewrites if result is free else base.rewrites
-        unmeasurable = tuple(f"{what} (first at {site})" for what, site in regions.unmeasurable.items())
         rewritten = dataclasses.replace(result, rewrites=(*kept, *left_out, *found))
-        return Choice(rewritten, tuple(regions.timings.values()), unmeasurable)
+        return Choice(rewritten, tuple(regions.timings.values()), regions.unmeasurable)
 
     def quantised(self, exact: Choice) -> Choice:
         """With the rules that quantise, each region timed against what all the other rules have made of it."""
@@ -100,9 +99,8 @@ class _Choice:
             pass
         best = regions.run(self.compile_rest)
         rewritten = dataclasses.replace(before.then(best), rewrites=(*before.rewrites, *regions.found(best)))
-        unmeasurable = (f"{what} (first at {site})" for what, site in regions.unmeasurable.items())
         timings = (*exact.timings, *regions.timings.values())
-        return Choice(rewritten, timings, (*exact.unmeasurable, *unmeasurable))
+        return Choice(rewritten, timings, (*exact.unmeasurable, *regions.unmeasurable))
 
     def ordered(self, free: Rewritten) -> tuple[Regions, tuple[Rewrite, ...]]:
         """The regions of what comes next, and the rewrites that were left out: the rules that change memory orders are

@@ -176,7 +176,7 @@ class _Cutter:
     def tensor(self, value: Value) -> TensorPlan:
         facts = value.facts
         if facts is None or facts.shape is None or facts.dtype not in DTYPES:
-            raise Unmeasurable(f"the shape of {value.name} is not known")
+            raise Unmeasurable(f"the shape of {_called(value)} is not known")
         strides = self.strides(value)
         weight = {"weight": value.number, "prepared": self.weights + value.number}.get(value.role)
         return TensorPlan(facts.shape, strides, DTYPES[facts.dtype], facts.device, weight)
@@ -212,11 +212,11 @@ class _Cutter:
             return list(constant) if isinstance(constant, tuple) else constant
         node = value.producer
         if node is None:
-            raise Unmeasurable(f"{value.name} is not known")
+            raise Unmeasurable(f"{_called(value)} is not known")
         if node.op == "aten::size" and len(node.inputs) == 2:
             facts, dim = node.inputs[0].facts, self.computed(node.inputs[1])
             if facts is None or facts.shape is None:
-                raise Unmeasurable(f"the shape of {node.inputs[0].name} is not known")
+                raise Unmeasurable(f"the shape of {_called(node.inputs[0])} is not known")
             return facts.shape[dim]
         if node.op in _INTEGER_OPS and len(node.inputs) == 2:
             return _INTEGER_OPS[node.op](*(self.computed(item) for item in node.inputs))
@@ -224,7 +224,12 @@ class _Cutter:
             if value.ir.type().getElementType().kind() == "TensorType":
                 return [self.plan(item) for item in node.inputs]
             return [self.computed(item) for item in node.inputs]
-        raise Unmeasurable(f"{value.name} comes from {node.op}")
+        raise Unmeasurable(f"{_called(value)} is needed as a number")
+
+
+def _called(value: Value) -> str:
+    """Not by its name: the same cause in many places is one line of a report."""
+    return "an input" if value.producer is None else f"a result of {value.producer.op}"
 
 
 def _identity(value: Value) -> object:

@@ -58,7 +58,7 @@ class Regions:
         self.nodes = {origin: node for node in self.original.nodes for origin in node.origins}
         self.seen: dict[tuple[str, frozenset[int]], Rewrite] = {}
         self.timings: dict[str, tuple[str, int, Timing]] = {}
-        self.unmeasurable: dict[str, str] = {}
+        self._unmeasurable: dict[str, list[str]] = {}
         self.unmeasured = frozenset(rule.id for rule in rules if rule.saves == "memory")
 
     def run(self, prepare: Prepare = lambda _: None) -> Rewritten:
@@ -146,8 +146,20 @@ class Regions:
         try:
             return self.timed(self.pair(origins, after, lying), name, known).pays
         except (Unmeasurable, RuntimeError) as error:
-            self.unmeasurable.setdefault(f"{name}: {cause_of(error)}", rewrites[0].site)
+            self.fail(name, error, rewrites[0].site)
             return False
+
+    def fail(self, name: str, error: Exception, site: str) -> None:
+        """Remembers why a region could not be timed."""
+        self._unmeasurable.setdefault(f"{name}: {cause_of(error)}", []).append(site)
+
+    @property
+    def unmeasurable(self) -> tuple[str, ...]:
+        """Each reason once, with the first place and how many there are."""
+        return tuple(
+            f"{reason} (first at {sites[0]}{f', in {len(sites)} places' if len(sites) > 1 else ''})"
+            for reason, sites in self._unmeasurable.items()
+        )
 
     def timed(self, pair: Pair, name: str, known: Sequence[torch.Tensor]) -> Timing:
         """Both sides of a pair, timed once for all that are alike. Raises what they raise."""

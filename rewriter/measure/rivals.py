@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rewriter.causes import cause_of
 from rewriter.graph.conditions import elsewhere
 from rewriter.graph.engine import Blocked, Rewrite, Rewritten
 from rewriter.graph.view import Node, View
@@ -72,7 +71,7 @@ def _contests(measured: Regions, result: Rewritten, other: Rewritten, rule: Rule
             # Each form has prepared weights of its own, numbered anew: plans are not shared, weights are drawn.
             yield _Contest(Pair(cut(before, {}, measured.weights), cut(after, {}, measured.weights)), name, mine)
         except Unmeasurable as error:
-            measured.unmeasurable.setdefault(f"{name}: {error}", mine[0].site)
+            measured.fail(name, error, mine[0].site)
 
 
 def _unknown(measured: Regions, contests: Sequence[_Contest]) -> Iterator[Callable[[], Any]]:
@@ -86,7 +85,7 @@ def _rival_wins(measured: Regions, contest: _Contest) -> bool:
     try:
         timing = measured.timed(contest.pair, contest.name, ())
     except (Unmeasurable, RuntimeError) as error:
-        measured.unmeasurable.setdefault(f"{contest.name}: {cause_of(error)}", contest.mine[0].site)
+        measured.fail(contest.name, error, contest.mine[0].site)
         return False
     return timing.after < timing.before
 

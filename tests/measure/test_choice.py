@@ -20,7 +20,7 @@ from rewriter.graph.canonical import canonicalise
 from rewriter.graph.conditions import Target
 from rewriter.graph.prepare import Prepared
 from rewriter.language import RuleSet, load_rules
-from rewriter.measure import cache, choice, regions, timing, whole
+from rewriter.measure import cache, choice, region, regions, timing, whole
 from rewriter.measure.region import Pair, TensorPlan
 from rewriter.measure.timing import Timing
 
@@ -97,14 +97,34 @@ def test_what_cannot_be_timed_is_not_kept_and_says_why(
     assert {done.rule: done.kept for done in found.rewritten.rewrites}["group-norm-silu"] is False
 
 
+def test_one_cause_in_many_places_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place was a line with another name of a value: sixty of them for one fault."""
+
+    def plan(cutter: Any, value: Any) -> Any:
+        value.facts = None
+        return cutter.tensor(value)
+
+    monkeypatch.setattr(region._Cutter, "plan", plan)
+    module = torch.nn.Sequential(*(layer for _ in range(3) for layer in (torch.nn.GroupNorm(2, 8), torch.nn.SiLU())))
+    graph, weights = traced(module, torch.randn(2, 8, 6))
+    rules = RuleSet((load_rules()["group-norm-silu"],))
+    found = choice.choose(graph, rules, weights=len(weights), target=CPU)
+    assert [said.partition(" (first at ")[0] for said in found.unmeasurable] == [
+        "group-norm-silu: the shape of an input is not known",
+        "group-norm-silu: the shape of a result of rewriter::group_norm_silu is not known",
+    ]
+    assert found.unmeasurable[1].endswith(", in 2 places)")
+    assert "places" not in found.unmeasurable[0]
+
+
 def test_inputs_have_the_shapes_that_were_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     # Values were once told apart by names that copying a graph gives anew: keys got the shape of queries, and cuDNN's
     # attention does not raise for that, it crashes.
     shapes: list[list[tuple[int, ...]]] = []
 
     def timed(_self: Any, pair: Pair, _known: Any) -> Timing:
-        for region in (pair.before, pair.after):
-            shapes.append([plan.shape for plan in region.plans if isinstance(plan, TensorPlan)])
+        for side in (pair.before, pair.after):
+            shapes.append([plan.shape for plan in side.plans if isinstance(plan, TensorPlan)])
         return Timing(before=2.0, after=1.0)
 
     monkeypatch.setattr(regions.Regions, "time", timed)
