@@ -333,6 +333,29 @@ def test_graphs_are_timed_while_what_others_need_is_compiled(monkeypatch: pytest
     assert "region" not in events[: len(timed)]
 
 
+@pytest.mark.parametrize(
+    ("device", "after", "pairs"),
+    [("cuda", 1.2e-3, 2), ("cuda", 0.8e-3, 2), ("cuda", 1.1e-3, 7), ("cpu", 1.2e-3, 7), ("cpu", 1.6e-3, 2)],
+)
+def test_what_is_clear_after_two_pairs_is_not_timed_longer(
+    monkeypatch: pytest.MonkeyPatch, device: str, after: float, pairs: int
+) -> None:
+    taken: list[float] = []
+
+    class Watch:
+        def __init__(self, seconds: float) -> None:
+            self._seconds = seconds
+
+        def seconds(self) -> float:
+            taken.append(self._seconds)
+            return self._seconds
+
+    monkeypatch.setattr(timing, "stopwatch", lambda function, _: Watch(function()))
+    found = timing.compare(lambda: 1e-3, lambda: after, device)
+    assert len(taken) == 2 * pairs
+    assert found == Timing(before=1e-3 * 1e6, after=after * 1e6)
+
+
 @pytest.mark.parametrize(("seconds", "samples"), [(0.7, 1), (0.05, 6)], ids=["long", "short"])
 def test_a_long_whole_graph_is_sampled_once(monkeypatch: pytest.MonkeyPatch, seconds: float, samples: int) -> None:
     taken: list[float] = []
