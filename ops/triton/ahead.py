@@ -15,7 +15,7 @@ import pathlib
 import queue
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -27,6 +27,9 @@ _MOST_PROCESSES = 16
 # A process with torch and Triton takes half of this.
 _BYTES_EACH = 2**30
 _MEMORY = pathlib.Path("/proc/meminfo")
+# What comes first.
+_URGENT, _USUAL, _END = range(3)
+_Waiting: TypeAlias = "queue.PriorityQueue[tuple[int, int, str]]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,31 +66,34 @@ class Compilation:
         self.tasks: dict[str, None] = {}
         self._target, self._fewest = target, fewest
         self._processes = processes or _processes()
-        # None is the end.
-        self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        # A rank, a number and a task each, of which the lowest comes first; no task is the end.
+        self._waiting: _Waiting = queue.PriorityQueue()
+        self._urgent: list[str] = []
         self._threads: list[threading.Thread] = []
         self._progress = _Progress()
 
-    def add(self, task: str) -> None:
-        """A call as `task` describes it, each once."""
+    def add(self, task: str, *, urgent: bool = False) -> None:
+        """A call as `task` describes it, each once; urgent ones come before others that wait."""
         if task in self.tasks:
             return
         self.tasks[task] = None
-        self._waiting.put(task)
+        if urgent:
+            self._urgent.append(task)
+        self._waiting.put((_URGENT if urgent else _USUAL, len(self.tasks), task))
         while self._fewest <= len(self.tasks) > len(self._threads) < self._processes:
             feeding = (self._waiting, self._progress, _workers(self._target))
             self._threads.append(threading.Thread(target=_feed, args=feeding, daemon=True))
             self._progress.begun()
             self._threads[-1].start()
 
-    def wait_for(self, count: int) -> None:
-        """Waits for the calls that were added first, so many of them, or until no process is left."""
-        self._progress.wait_for(list(self.tasks)[:count])
+    def wait_for_urgent(self) -> None:
+        """Waits for the urgent calls, or until no process is left."""
+        self._progress.wait_for(self._urgent)
 
     def wait(self) -> int:
         """How many compiled, when all are done; what fails here will fail where it matters."""
-        for _ in self._threads:
-            self._waiting.put(None)
+        for number, _ in enumerate(self._threads):
+            self._waiting.put((_END, number, ""))
         for thread in self._threads:
             thread.join()
         done, wanted = self._progress.compiled(), len(self.tasks)
@@ -151,11 +157,11 @@ class _Progress:
             self._changed.wait_for(lambda: not self._threads or all(task in self._done for task in tasks))
 
 
-def _feed(waiting: queue.SimpleQueue[str | None], progress: _Progress, among: Workers) -> None:
+def _feed(waiting: _Waiting, progress: _Progress, among: Workers) -> None:
     """Has one process compile one call after the other, until the end or until it does not answer."""
     try:
         with among.taken() as process:
-            while task := waiting.get():
+            while task := waiting.get()[-1]:
                 answer = ask(process, task)
                 if not answer:
                     process.kill()

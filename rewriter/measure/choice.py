@@ -120,7 +120,8 @@ class _Choice:
         # for some shapes stays out.
         ways = [self.rewrite(free, fewer, _LAYOUT, *_FUSED), self.rewrite(laid, self.rules, *_FUSED)]
         regions = self.regions(laid, self.rules, *_LATER)
-        with self.compile_ahead(regions, *ways) as first_compiled:
+        # What the second way needs is among what the regions do.
+        with self.compile_ahead(regions, ways[0]) as first_compiled:
             self.fastest(free)
             first_compiled()
             with dispatch.choosing(dispatch.first_able, remember=False):
@@ -139,7 +140,8 @@ class _Choice:
     def compile_ahead(
         self, regions: Regions, *first: Rewritten
     ) -> contextlib.AbstractContextManager[Callable[[], object]]:
-        """Compiles what each of `first` needs to run at all, and what will be timed of the regions; see `compiled`."""
+        """Compiles what the regions and each of `first` need to run at all, and what will be timed of the regions; see
+        `compiled`."""
         if self.target.device != "cuda" or self.inputs is None:
             return contextlib.nullcontext(lambda: None)
         # Made when their turn comes: each has the weights in other places.

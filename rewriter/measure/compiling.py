@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,10 +31,11 @@ _ZEROS = "zeros"
 def compiled(
     every: Iterable[Callable[[], Any]], first: Iterable[Callable[[], Any]] = (), *, cache: TimingCache
 ) -> Iterator[Callable[[], object]]:
-    """Compiles kernels, many at a time: for each op in the calls of `first` the one that serves unmeasured, and then
-    all that will be timed for the ops in `every` call. All are run once for that, with ops that give zeros.
+    """Compiles kernels, many at a time: all that will be timed for the ops in `every` call, and before these, for each
+    op in these calls and those of `first`, the one that serves unmeasured. All are run once for that, with ops that
+    give zeros.
 
-    The block runs meanwhile, and what it is given waits for the kernels of `first`; at its end all are compiled.
+    The block runs meanwhile, and what it is given waits for what serves unmeasured; at its end all are compiled.
     """
     if "triton" in providers.load():
         yield lambda: None
@@ -44,52 +45,52 @@ def compiled(
     target = _this_gpu()
     fewest = _FEW_BY_WARM if ahead.warm(target) else _FEW
     kernels = ahead.Compilation(target, fewest=fewest)
-    chooser = ProviderChooser(cache)
-
-    def first_of(*call: Any) -> list[Choice]:
-        return [dispatch.first_able(*call)] if chooser.untimed(*call) else []
-
+    collecting = _Collecting(ProviderChooser(cache).untimed, kernels.add)
     try:
         with _zeros_provided(), torch.no_grad(), torch_ir.plain_executor():
-            _collect(first, first_of, kernels.add)
-            of_first = len(kernels.tasks)
-            _collect(every, chooser.untimed, kernels.add)
+            for calls, collector in ((first, collecting.first), (every, collecting.every)):
+                for call in calls:
+                    # What fails here will fail where it is timed, and be said there.
+                    with contextlib.suppress(RuntimeError), dispatch.choosing(collector, remember=False):
+                        call()
         if len(kernels.tasks) >= fewest:
             _log.info("compiling kernels for %d calls, once for this GPU", len(kernels.tasks))
-        yield functools.partial(kernels.wait_for, of_first)
+        yield kernels.wait_for_urgent
     finally:
         kernels.wait()
 
 
-def _collect(
-    calls: Iterable[Callable[[], Any]],
-    wanted: Callable[[registry.Op, tuple[Any, ...], str], list[Choice]],
-    add: Callable[[str], None],
-) -> None:
-    collecting = _Collecting(wanted, add)
-    for call in calls:
-        # What fails here will fail where it is timed, and be said there.
-        with contextlib.suppress(RuntimeError), dispatch.choosing(collecting, remember=False):
-            call()
+class _Add(Protocol):
+    def __call__(self, task: str, *, urgent: bool) -> None: ...
 
 
 class _Collecting:
     """Has zeros serve every call, and adds what would have to be compiled for it."""
 
-    def __init__(
-        self, wanted: Callable[[registry.Op, tuple[Any, ...], str], list[Choice]], add: Callable[[str], None]
-    ) -> None:
-        self._wanted, self._add = wanted, add
-        self._seen: set[tuple[str, str]] = set()
+    def __init__(self, untimed: Callable[[registry.Op, tuple[Any, ...], str], list[Choice]], add: _Add) -> None:
+        self._untimed, self._add = untimed, add
+        self._seen: set[tuple[Any, ...]] = set()
 
-    def __call__(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+    def first(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+        """Adds what serves the call unmeasured."""
+        return self._collect(op, arguments, signature, every=False)
+
+    def every(self, op: registry.Op, arguments: tuple[Any, ...], signature: str) -> Choice:
+        """Adds all that the call will be timed with."""
+        return self._collect(op, arguments, signature, every=True)
+
+    def _collect(self, op: registry.Op, arguments: tuple[Any, ...], signature: str, *, every: bool) -> Choice:
         from rewriter.ops.triton import ahead
 
-        if (op.name, signature) not in self._seen:
-            self._seen.add((op.name, signature))
-            for choice in self._wanted(op, arguments, signature):
+        key = (op.name, signature, every)
+        choices = [] if key in self._seen else self._untimed(op, arguments, signature)
+        self._seen.add(key)
+        if choices:
+            first = dispatch.first_able(op, arguments)
+            for choice in (first, *choices) if every else (first,):
                 if choice.provider == _JUST_IN_TIME:
-                    self._add(ahead.task(op.name, choice.provider, dict(choice.config), arguments))
+                    task = ahead.task(op.name, choice.provider, dict(choice.config), arguments)
+                    self._add(task, urgent=choice == first)
         return Choice(_ZEROS)
 
 

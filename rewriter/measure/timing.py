@@ -21,7 +21,7 @@ _SAMPLE_SECONDS = 1e-3
 _MOST_REPEATS = 200
 _BUDGET_SECONDS = 0.6
 _STEADY_SECONDS = 0.1
-# Beyond this ratio two pairs of runs are proof enough; on a GPU, whose kernels are replayed, or long, beyond the second.
+# Beyond this ratio two pairs of runs are proof enough; beyond the second on a GPU, whose kernels are replayed, or long.
 FAR_BEHIND, _FAR_BEHIND_ON_GPU = 1.5, 1.15
 
 

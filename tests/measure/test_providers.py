@@ -311,15 +311,23 @@ def test_the_form_of_a_result_is_asked_for_once(op: registry.Op) -> None:
     assert len(asked) == 2
 
 
-def test_a_call_is_compiled_for_once(op: registry.Op, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewriter.ops.triton.ahead.task", lambda *call: repr(call[1:3]))
-    tasks: list[str] = []
-    wanted = [Choice("triton", {"rows": 4}), Choice("torch")]
-    collecting = compiling._Collecting(lambda *_: wanted, tasks.append)
-    for _ in range(2):
-        assert collecting(op, (torch.ones(2),), "a").provider == "zeros"
-    collecting(op, (torch.ones(3),), "b")
-    assert tasks == ["('triton', {'rows': 4})"] * 2
+def test_a_call_is_compiled_for_once_and_what_serves_unmeasured_first(
+    op: registry.Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewriter.ops.triton.ahead.task", lambda *call: call[2]["rows"])
+    choices = [Choice("triton", {"rows": rows}) for rows in (4, 8)]
+    monkeypatch.setattr(dispatch, "first_able", lambda *_: choices[1])
+    added: list[tuple[int, bool]] = []
+    collecting = compiling._Collecting(
+        lambda *call: [] if call[2] == "known" else [*choices, Choice("torch")],
+        lambda task, *, urgent: added.append((int(task), urgent)),
+    )
+    for collect in (collecting.first, collecting.every):
+        for _ in range(2):
+            assert collect(op, (torch.ones(2),), "a").provider == "zeros"
+        assert collect(op, (torch.ones(2),), "known").provider == "zeros"
+    # Once for what serves unmeasured, then for all.
+    assert added == [(8, True), (8, True), (4, False), (8, True)]
 
 
 def test_zeros_are_not_provided_beyond_their_use() -> None:

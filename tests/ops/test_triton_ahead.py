@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 import types
 from typing import Any
@@ -92,6 +94,41 @@ def test_fewer_than_are_worth_it_are_left_to_the_launch(
         time.sleep(0.05)
     assert compiled(tmp_path)
     assert enough.wait() == 2
+
+
+def test_urgent_calls_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process, which is asked as it would be asked; nothing is compiled until all calls are there."""
+    there, asked = threading.Event(), []
+
+    def ask(_: object, task: str) -> str:
+        there.wait()
+        asked.append(task)
+        return "compiled"
+
+    monkeypatch.setattr(ahead, "ask", ask)
+    monkeypatch.setattr(ahead, "_workers", lambda _: types.SimpleNamespace(taken=lambda: contextlib.nullcontext(None)))
+    compilation = ahead.Compilation(H100, processes=1)
+    compilation.add("begun")
+    while not compilation._waiting.empty():
+        time.sleep(1e-3)
+    for task, urgent in (("late", False), ("urgent", True), ("later", False), ("urgent too", True)):
+        compilation.add(task, urgent=urgent)
+    there.set()
+    compilation.wait_for_urgent()
+    assert asked[:3] == ["begun", "urgent", "urgent too"]
+    assert compilation.wait() == 5
+    assert asked[3:] == ["late", "later"]
+
+
+def test_urgent_calls_are_not_waited_for_where_no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken() -> None:
+        raise OSError("no process")
+
+    monkeypatch.setattr(ahead, "_workers", lambda _: types.SimpleNamespace(taken=taken))
+    compilation = ahead.Compilation(H100, processes=2)
+    compilation.add("urgent", urgent=True)
+    compilation.wait_for_urgent()
+    assert compilation.wait() == 0
 
 
 def test_another_rewriter_in_the_working_folder_is_not_taken(
