@@ -330,6 +330,49 @@ def test_a_call_is_compiled_for_once_and_what_serves_unmeasured_first(
     assert added == [(8, True), (8, True), (4, False), (8, True)]
 
 
+def test_the_block_runs_while_kernels_are_compiled(op: registry.Op, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the calls give in the place of a GPU and of the processes that compile."""
+    events: list[str] = []
+
+    class Compilation:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.tasks: list[str] = []
+
+        def add(self, task: str, *, urgent: bool) -> None:
+            self.tasks.append(task)
+            events.append(f"{task}{' urgent' if urgent else ''}")
+
+        def wait_for_urgent(self) -> None:
+            events.append("urgent are compiled")
+
+        def wait(self) -> None:
+            events.append("all are compiled")
+
+    ahead = pytest.importorskip("rewriter.ops.triton.ahead", reason="Triton is not installed")
+    monkeypatch.setattr(ahead, "Compilation", Compilation)
+    monkeypatch.setattr(ahead, "task", lambda *call: f"{call[3][0].numel()} {call[2]['rows']}")
+    monkeypatch.setattr(compiling, "_this_gpu", lambda: ahead.Target(90, 132))
+    monkeypatch.setattr(dispatch.providers, "load", dict)
+    monkeypatch.setattr(dispatch, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(dispatch, "first_able", lambda *_: Choice("triton", {"rows": 4}))
+    monkeypatch.setattr(dispatch, "candidates", lambda *_: [Choice("triton", {"rows": rows}) for rows in (4, 8)])
+    served = dispatch.Dispatcher(op)
+    op.providers["triton"] = provider("triton", lambda x: x, 1e-3)
+    monkeypatch.setitem(registry.OPS, op.name, op)
+
+    def failing() -> None:
+        raise RuntimeError("as it will where it is timed")
+
+    calls = [lambda: served(torch.ones(2)), failing]
+    first = [lambda: served(torch.ones(3))]
+    with compiling.compiled(calls, first, cache=TimingCache("cpu")) as first_compiled:
+        events.append("block")
+        first_compiled()
+    # What serves unmeasured is asked for twice, and compiled once.
+    collected = ["3 4 urgent", "2 4 urgent", "2 4 urgent", "2 8"]
+    assert events == [*collected, "block", "urgent are compiled", "all are compiled"]
+
+
 def test_zeros_are_not_provided_beyond_their_use() -> None:
     before = {name: list(op.providers) for name, op in registry.OPS.items()}
     with compiling._zeros_provided():
