@@ -10,10 +10,10 @@ constexpr int kDepth = 64;
 constexpr int kThreads = 384, kWarps = 8, kColumns = 160;
 constexpr int kSharedLimit = 232448, kAlignment = 1024;
 
-// kBlocks: of 64 rows, for each group of four warps; kGroups: that share a tile, both or one.
-template <int kBlocks, int kGroups>
+// kBlocks: of 64 rows, for each group of four warps.
+template <int kBlocks>
 struct Tile {
-  static constexpr int kRows = 64 * kBlocks * kGroups;
+  static constexpr int kRows = 128 * kBlocks;
   static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
   // Each warp rounds 16 rows of 64 results into its part, and stores them from there in whole lines.
   static constexpr int kParts = kWarps * 16 * 64 * 2;
@@ -26,7 +26,6 @@ struct Tile {
 
 struct Work {
   int rows, results;              // of the whole result
-  int apart;                      // rows of the weight between those for both halves of a tile's columns
   int steps;                      // of 128 elements along the depth
   int row_groups, column_groups;  // of tiles, a group for each cluster
   int band;                       // row groups that are done before the next ones: their operands stay in L2
@@ -36,15 +35,14 @@ struct Work {
   void* result;
 };
 
-// An instance: its address as launches take it, the rows and the results of a block, the shared memory that it needs. Its
-// arguments: both operands for the copy engine, Work.
+// An instance: its address as launches take it, the rows of a block, the shared memory that it needs. Its arguments: both
+// operands for the copy engine, Work.
 struct Kernel {
   const void* address;
-  int rows, results, shared;
+  int rows, shared;
 };
 
-// The instance for tiles of 128 or 256 rows, without an address for others. gated: half of a tile's columns are gates;
-// alternate: each group has tiles of its own, of 128 rows.
-Kernel kernel(int rows, bool f16, bool gated, bool alternate);
+// The instance for blocks of 128 or 256 rows, without an address for others.
+Kernel kernel(int rows, bool f16);
 
 }  // namespace rewriter::quantised
