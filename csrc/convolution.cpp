@@ -12,7 +12,7 @@
 namespace rewriter {
 namespace {
 
-using convolving::kColumns, convolving::kDepth, convolving::kSplits, convolving::kThreads;
+using convolving::kColumns, convolving::kDepth, convolving::kSplits;
 using convolving::Kernel, convolving::Operands, convolving::Pixels, convolving::Plan;
 
 int log2_of(int64_t value) {
@@ -109,7 +109,7 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
                                    {kDepth, 1, plan.piece}, {1, 1, 1});
   Operands operands{pointer(bias), pointer(residual), y.mutable_data_ptr()};
   void* arguments[] = {&left, &right, &plan, &operands};
-  Launch launch(static_cast<int>(across * along * splits), kThreads, kernel.shared, here.stream);
+  Launch launch(static_cast<int>(across * along * splits), hopper::kThreads, kernel.shared, here.stream);
   // A split's sums lie where the next tile's operands would.
   launch_clusters(launch, kernel.address, plan.row_groups * plan.column_groups * plan.scale * plan.scale, splits > 1,
                   arguments, "a convolution on Hopper");
@@ -120,7 +120,7 @@ int64_t clusters(const Tensor x, int64_t size) {
   require(size >= 1 && size <= 8, "size: expected 1 to 8");
   const OnDeviceOf here(x);
   const Kernel kernel = convolving::kernel(128, true);
-  return clusters_at_once(kernel.address, Launch(static_cast<int>(size), kThreads, kernel.shared, here.stream));
+  return clusters_at_once(kernel.address, Launch(static_cast<int>(size), hopper::kThreads, kernel.shared, here.stream));
 }
 
 }  // namespace

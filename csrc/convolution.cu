@@ -98,8 +98,7 @@ __device__ __forceinline__ void finish(const float (&sums)[kColumns / 2], unsign
     if (to.places[i] < 0) continue;
     if (operands.residual != nullptr) {
       const uint4& more = addends.lines[i];
-      line = make_uint4(hopper::added<T>(line.x, more.x), hopper::added<T>(line.y, more.y), hopper::added<T>(line.z, more.z),
-                        hopper::added<T>(line.w, more.w));
+      line = hopper::added<T>(line, more);
     }
     *reinterpret_cast<uint4*>(static_cast<T*>(operands.result) + to.places[i]) = line;
   }
@@ -151,16 +150,11 @@ __device__ __forceinline__ void join_splits(const float (&sums)[kColumns / 2], f
 }
 
 template <typename T, int kBlocks>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(hopper::kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Plan plan, const Operands operands) {
   using Shape = Tile<kBlocks>;
-  unsigned char* const memory = hopper::shared_memory();
-  unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
-  unsigned char* const right = left + Shape::kStages * Shape::kLeft;
-  unsigned char* const parts = right + Shape::kStages * Shape::kRight;
-  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + Shape::kParts);
-  uint64_t* const empty = full + Shape::kStages;
+  const auto [left, right, parts, full, empty] = hopper::Memory<Shape>();
 
   const Place place(plan);
   // The same in all lanes of a warp, which the compiler cannot know of a division: descriptors are uniform then.
@@ -172,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     hopper::prefetch(right_map);
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
-      hopper::make_barrier(empty + stage, kWarps * readers);
+      hopper::make_barrier(empty + stage, hopper::kWarps * readers);
     }
     hopper::publish_barriers();
   }

@@ -1,10 +1,11 @@
 // What the kernel in convolution.cu is told, and where its instances are.
 #pragma once
 
+#include "stages.h"
+
 namespace rewriter::convolving {
 
-constexpr int kDepth = 64, kThreads = 384, kWarps = 8, kColumns = 160, kSplits = 8;
-constexpr int kSharedLimit = 232448, kAlignment = 1024;
+constexpr int kDepth = 64, kColumns = 160, kSplits = 8;
 
 // Boxes of pixels, `box_*` wide, high and many, all powers of two given by their logarithms.
 struct Pixels {
@@ -32,18 +33,10 @@ struct Operands {
 
 // kBlocks: of 64 rows, for each group of four warps.
 template <int kBlocks>
-struct Tile {
-  static constexpr int kRows = 128 * kBlocks;
-  static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
-  // Each warp rounds 16 rows of 64 results into its part, and stores them from there in whole lines.
-  static constexpr int kParts = kWarps * 16 * 64 * 2;
-  static constexpr int kBarriers = 128;
-  static constexpr int kStages = (kSharedLimit - kAlignment - kBarriers - kParts) / (kLeft + kRight);
-  static constexpr int kShared = kAlignment + kBarriers + kParts + kStages * (kLeft + kRight);
+struct Tile : hopper::Stages<128 * kBlocks, kColumns, kDepth> {
   // The sums of a split, with rows apart by more than a multiple of the banks.
   static constexpr int kSumPitch = kColumns + 8;
-  static_assert(kStages > 1 && kStages * 16 <= kBarriers);
-  static_assert(kBlocks > 1 || kRows * kSumPitch * 4 <= kStages * (kLeft + kRight));
+  static_assert(kBlocks > 1 || Tile::kRows * kSumPitch * 4 <= Tile::kStages * (Tile::kLeft + Tile::kRight));
 };
 
 // An instance: its address as launches take it, the rows of a block, the shared memory that it needs. Its arguments: the

@@ -49,7 +49,7 @@ void linear_geglu(const Tensor x, const Tensor weight, const std::optional<Tenso
   CUtensorMap left = rows_of(x, gated::kDepth, kernel.rows / static_cast<int>(across));
   CUtensorMap right = rows_of(weight, gated::kDepth, kernel.columns);
   void* arguments[] = {&left, &right, &work};
-  Launch launch(static_cast<int>(across * along), gated::kThreads, kernel.shared, here.stream);
+  Launch launch(static_cast<int>(across * along), hopper::kThreads, kernel.shared, here.stream);
   launch_clusters(launch, kernel.address, work.row_groups * work.column_groups, false, arguments,
                   "linear + GEGLU on Hopper");
 }

@@ -75,16 +75,11 @@ __device__ void finish(const float (&sums)[kResults], const uint32_t (&hidden_bi
 }
 
 template <typename T, int kBlocks, int kResults>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(hopper::kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Work work) {
   using Shape = Tile<kBlocks, kResults>;
-  unsigned char* const memory = hopper::shared_memory();
-  unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
-  unsigned char* const right = left + Shape::kStages * Shape::kLeft;
-  unsigned char* const parts = right + Shape::kStages * Shape::kRight;
-  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + Shape::kParts);
-  uint64_t* const empty = full + Shape::kStages;
+  const auto [left, right, parts, full, empty] = hopper::Memory<Shape>();
 
   const int size = work.across * work.along, rank = static_cast<int>(hopper::rank_in_cluster());
   // The same in all lanes of a warp, which the compiler cannot know of a division: descriptors are uniform then.
@@ -95,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
       // Every warp of the cluster that multiplies reads what this block loads.
-      hopper::make_barrier(empty + stage, kWarps * size);
+      hopper::make_barrier(empty + stage, hopper::kWarps * size);
     }
     hopper::publish_barriers();
   }
@@ -109,8 +104,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      hopper::feed<Shape, kDepth, kResults>(work, left_map, right_map, left, right, full, empty, cluster, clusters, tiles,
-                                          rank, work.results);
+      hopper::feed<Shape, kDepth, kResults>(work, left_map, right_map, left, right, full, empty, cluster, clusters,
+                                            tiles, rank, work.results);
     }
     // The others of the first warp must not wait for the cluster before its first thread does.
     __syncwarp();

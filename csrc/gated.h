@@ -1,23 +1,16 @@
 // What the kernel in gated.cu is told, and where its instances are.
 #pragma once
 
+#include "stages.h"
+
 namespace rewriter::gated {
 
-constexpr int kDepth = 64, kThreads = 384, kWarps = 8;
-constexpr int kSharedLimit = 232448, kAlignment = 1024;
+constexpr int kDepth = 64;
 
 // kBlocks: of 64 rows, for each group of four warps.
 template <int kBlocks, int kResults>
-struct Tile {
-  static constexpr int kRows = 128 * kBlocks, kColumns = 2 * kResults;
-  static constexpr int kLeft = kRows * kDepth * 2, kRight = kColumns * kDepth * 2;
-  // Each warp rounds 16 rows of 64 results into its part, and stores them from there in whole lines.
-  static constexpr int kParts = kWarps * 16 * 64 * 2;
-  static constexpr int kBarriers = 128;
-  static constexpr int kStages = (kSharedLimit - kAlignment - kBarriers - kParts) / (kLeft + kRight);
-  static constexpr int kShared = kAlignment + kBarriers + kParts + kStages * (kLeft + kRight);
-  static_assert(kStages > 1 && kStages * 16 <= kBarriers);
-  static_assert(kRight / 2 % 1024 == 0 && kResults % 16 == 0);
+struct Tile : hopper::Stages<128 * kBlocks, 2 * kResults, kDepth> {
+  static_assert(Tile::kRight / 2 % hopper::kAlignment == 0 && kResults % 16 == 0);
 };
 
 struct Work {

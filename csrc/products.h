@@ -2,7 +2,10 @@
 #pragma once
 
 #include "hopper.h"
+#include "stages.h"
 #include "wgmma.h"
+
+#include <cuda.h>
 
 #include <cstdint>
 
@@ -31,6 +34,23 @@ struct Ring {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Where the stages of both operands lie in a block's shared memory, behind them what warps store results through, and two
+// barriers for each stage: whether it is full, and whether it may be written to.
+template <typename Shape>
+struct Memory {
+  __device__ Memory() {
+    unsigned char* const memory = shared_memory();
+    left = memory + (kAlignment - shared_address(memory) % kAlignment) % kAlignment;
+    right = left + Shape::kStages * Shape::kLeft;
+    parts = right + Shape::kStages * Shape::kRight;
+    full = reinterpret_cast<uint64_t*>(parts + Shape::kParts);
+    empty = full + Shape::kStages;
+  }
+
+  unsigned char *left, *right, *parts;
+  uint64_t *full, *empty;
+};
 
 // The sums of kBlocks x 64 rows of a tile over the steps `begin` to `end`, as one of two groups of four warps that share
 // a ring of stages. more: whether what the sums hold stays in them; half: which group, and so which rows; left, right:

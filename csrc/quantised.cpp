@@ -60,7 +60,7 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
   CUtensorMap left = rows_of(x, quantised::kDepth, kernel.rows / static_cast<int>(across));
   CUtensorMap right = rows_of(weight, quantised::kDepth, quantised::kColumns / 2);
   void* arguments[] = {&left, &right, &work};
-  Launch launch(static_cast<int>(across * along), quantised::kThreads, kernel.shared, here.stream);
+  Launch launch(static_cast<int>(across * along), hopper::kThreads, kernel.shared, here.stream);
   launch_clusters(launch, kernel.address, work.row_groups * work.column_groups, false, arguments,
                   "a product in eight bits on Hopper");
 }

@@ -82,8 +82,7 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
       const int64_t place = first + static_cast<int64_t>(i * height) * work.results;
       if (residual != nullptr) {
         const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
-        line = make_uint4(hopper::added<T>(line.x, more.x), hopper::added<T>(line.y, more.y), hopper::added<T>(line.z, more.z),
-                          hopper::added<T>(line.w, more.w));
+        line = hopper::added<T>(line, more);
       }
       *reinterpret_cast<uint4*>(result + place) = line;
     }
@@ -91,16 +90,11 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
 }
 
 template <typename T, int kBlocks>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(hopper::kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Work work) {
   using Shape = Tile<kBlocks>;
-  unsigned char* const memory = hopper::shared_memory();
-  unsigned char* const left = memory + (kAlignment - hopper::shared_address(memory) % kAlignment) % kAlignment;
-  unsigned char* const right = left + Shape::kStages * Shape::kLeft;
-  unsigned char* const parts = right + Shape::kStages * Shape::kRight;
-  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + Shape::kParts);
-  uint64_t* const empty = full + Shape::kStages;
+  const auto [left, right, parts, full, empty] = hopper::Memory<Shape>();
 
   const int size = work.across * work.along, rank = static_cast<int>(hopper::rank_in_cluster());
   // The same in all lanes of a warp, which the compiler cannot know of a division: descriptors are uniform then.
@@ -111,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
       // Every warp of the cluster that multiplies reads what this block loads.
-      hopper::make_barrier(empty + stage, kWarps * size);
+      hopper::make_barrier(empty + stage, hopper::kWarps * size);
     }
     hopper::publish_barriers();
   }
@@ -125,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      hopper::feed<Shape, kDepth, kColumns>(work, left_map, right_map, left, right, full, empty, cluster, clusters, tiles,
-                                          rank, kHalf);
+      hopper::feed<Shape, kDepth, kColumns>(work, left_map, right_map, left, right, full, empty, cluster, clusters,
+                                            tiles, rank, kHalf);
     }
     // The others of the first warp must not wait for the cluster before its first thread does.
     __syncwarp();

@@ -40,6 +40,11 @@ __device__ uint32_t added(uint32_t pair, uint32_t more) {
   const float2 one = widened<T>(pair), two = widened<T>(more);
   return narrowed<T>(one.x + two.x, one.y + two.y);
 }
+template <typename T>
+__device__ uint4 added(const uint4& line, const uint4& more) {
+  return make_uint4(added<T>(line.x, more.x), added<T>(line.y, more.y), added<T>(line.z, more.z),
+                    added<T>(line.w, more.w));
+}
 
 // A warp's 16 rows of 64 results in shared memory. Chunks of eight results lie in turned order in their row, so that
 // neighbouring rows do not meet in a bank.

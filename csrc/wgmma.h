@@ -45,19 +45,19 @@ struct Multiply<type, 128> {                                                    
   }                                                                                                                    \
 };
 
-#define REWRITER_MULTIPLY_160(type, depth_and_kinds, order)                                                                              \
+#define REWRITER_MULTIPLY_160(type, depth_and_kinds, order)                                                            \
 template <>                                                                                                            \
 struct Multiply<type, 160> {                                                                                           \
   static __device__ void run(float (&d)[80], uint64_t a, uint64_t b, int add) {                                        \
     asm volatile(                                                                                                      \
         "{.reg .pred add; setp.ne.b32 add, %82, 0; "                                                                   \
-        "wgmma.mma_async.sync.aligned.m64n160" depth_and_kinds " {"                                                     \
+        "wgmma.mma_async.sync.aligned.m64n160" depth_and_kinds " {"                                                    \
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                       \
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                             \
         "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                             \
         "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "                             \
         "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, "                            \
-        "%80, %81, add, 1, 1" order ";}"                                                                                \
+        "%80, %81, add, 1, 1" order ";}"                                                                               \
         : REWRITER_8(0), REWRITER_8(8), REWRITER_8(16), REWRITER_8(24),                                                \
           REWRITER_8(32), REWRITER_8(40), REWRITER_8(48), REWRITER_8(56),                                              \
           REWRITER_8(64), REWRITER_8(72)                                                                               \
