@@ -146,10 +146,10 @@ class Regions:
         try:
             return self.timed(self.pair(origins, after, lying), name, known).pays
         except (Unmeasurable, RuntimeError) as error:
-            self.fail(name, error, rewrites[0].site)
+            self.not_timed(name, error, rewrites[0].site)
             return False
 
-    def fail(self, name: str, error: Exception, site: str) -> None:
+    def not_timed(self, name: str, error: Exception, site: str) -> None:
         """Remembers why a region could not be timed."""
         self._unmeasurable.setdefault(f"{name}: {cause_of(error)}", []).append(site)
 

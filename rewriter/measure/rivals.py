@@ -71,7 +71,7 @@ def _contests(measured: Regions, result: Rewritten, other: Rewritten, rule: Rule
             # Each form has prepared weights of its own, numbered anew: plans are not shared, weights are drawn.
             yield _Contest(Pair(cut(before, {}, measured.weights), cut(after, {}, measured.weights)), name, mine)
         except Unmeasurable as error:
-            measured.fail(name, error, mine[0].site)
+            measured.not_timed(name, error, mine[0].site)
 
 
 def _unknown(measured: Regions, contests: Sequence[_Contest]) -> Iterator[Callable[[], Any]]:
@@ -85,7 +85,7 @@ def _rival_wins(measured: Regions, contest: _Contest) -> bool:
     try:
         timing = measured.timed(contest.pair, contest.name, ())
     except (Unmeasurable, RuntimeError) as error:
-        measured.fail(contest.name, error, contest.mine[0].site)
+        measured.not_timed(contest.name, error, contest.mine[0].site)
         return False
     return timing.after < timing.before
 

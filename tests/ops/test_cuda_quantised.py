@@ -136,6 +136,22 @@ def test_rows(columns: int, kind: str) -> None:
 
 
 @on_hopper
+@pytest.mark.parametrize("activation", rows.ACTIVATIONS[1:])
+@pytest.mark.parametrize(("columns", "width"), [(640, 0), (5120, 0), (12288, 3072)])
+def test_rows_of_activations(columns: int, width: int, activation: str) -> None:
+    packages.load()
+    torch.manual_seed(0)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = torch.randn(77, columns * (2 if activation == "geglu" else 1), device="cuda").to(dtype)
+        left = torch.randn(77, width, device="cuda").to(dtype) if width else None
+        codes, scales = low_precision.gated_quantised(x, activation, left, "f8e4m3")
+        exact = codes.double() * scales.double()
+        for way in rows.gated_configs(x, activation, left):
+            codes, scales = rows.gated_quantised(x, activation, left, "f8e4m3", **way)
+            assert float((codes.double() * scales.double() - exact).norm() / exact.norm()) < 1e-2, way
+
+
+@on_hopper
 def test_they_serve_their_ops() -> None:
     packages.load()
     for name in ("quantised_linear", "quantised_linear_add", "quantise_rows", "gated_quantised"):
