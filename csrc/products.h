@@ -31,6 +31,12 @@ struct Ring {
     }
   }
   __device__ int before() const { return stage == 0 ? kStages - 1 : stage - 1; }
+  // After so many steps.
+  static __device__ Ring after(int steps) { return {steps % kStages, static_cast<uint32_t>(steps / kStages & 1)}; }
+};
+
+struct Nothing {
+  __device__ void operator()() const {}
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -52,18 +58,18 @@ struct Memory {
   uint64_t *full, *empty;
 };
 
-// The sums of kBlocks x 64 rows of a tile over the steps `begin` to `end`, as one of two groups of four warps that share
-// a ring of stages. more: whether what the sums hold stays in them; half: which group, and so which rows; left, right:
-// the stages of both operands, which `full` says are there; reader: the block whose `empty` this lane tells when its
-// warp has read a stage, -1 for none.
-template <typename T, int kDepth, int kBlocks, int kSums, int kStages>
+// The sums of kBlocks x 64 rows of a tile over the steps `begin` to `end`, as one of kGroups groups of four warps that
+// share a tile and its ring of stages. more: whether what the sums hold stays in them; half: which group, and so which
+// rows; left, right: the stages of both operands, which `full` says are there; reader: the block whose `empty` this lane
+// tells when its warp has read a stage, -1 for none; issued: called when the last products are under way.
+template <typename T, int kDepth, int kGroups = 2, int kBlocks, int kSums, int kStages, typename Issued = Nothing>
 __device__ __forceinline__ void add_products(float (&sums)[kBlocks][kSums], bool more, Ring<kStages>& ring, int begin,
                                              int end, const unsigned char* left, const unsigned char* right, int half,
-                                             uint64_t* full, uint64_t* empty, int reader) {
+                                             uint64_t* full, uint64_t* empty, int reader, Issued issued = {}) {
   constexpr int kColumns = 2 * kSums, kBlock = 64 * kDepth * 2;
   for (int step = begin; step < end; ++step, ring.next()) {
     wait(full + ring.stage, ring.turn);
-    const uint64_t a = operand(left + (2 * ring.stage + half) * kBlocks * kBlock);
+    const uint64_t a = operand(left + (kGroups * ring.stage + half) * kBlocks * kBlock);
     const uint64_t b = operand(right + ring.stage * kColumns * kDepth * 2);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
@@ -83,6 +89,7 @@ __device__ __forceinline__ void add_products(float (&sums)[kBlocks][kSums], bool
     for (int block = 0; block < kBlocks; ++block) pin(sums[block]);
     if (step > begin && reader >= 0) arrive_at(empty + ring.before(), reader);
   }
+  issued();
   await_products<0>();
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) pin(sums[block]);

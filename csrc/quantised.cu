@@ -1,11 +1,16 @@
-// Products of rows in f8e4m3, with the scales of both, a bias and a residual at their end, on Hopper's tensor cores.
+// Products of rows in f8e4m3, with the scales of both, a bias, and a residual or GEGLU at their end, on Hopper's tensor
+// cores.
 //
 // The way of the operands is that of gated.cu: a step's rows are 128 bytes here too, and hold twice as many elements. One
 // warp keeps the copy engine busy; two groups of four warps multiply half of a tile's rows each and never wait for each
-// other. A tile has 160 columns.
+// other, or have tiles of their own in turns. A tile has 160 columns: neighbours, or 80 and the 80 gates for them.
+//
+// Products take half as long as in f16, the end of a tile as long: where a block has several tiles, one group ends one
+// while the other multiplies. That reads more of L2 for each product than a tile of both groups.
 //
 // Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both.
 
+#include "activations.h"
 #include "feeding.h"
 #include "hopper.h"
 #include "products.h"
@@ -42,16 +47,18 @@ __device__ float2 ended(float one, float two, float scale, const Ends& ends) {
 }
 
 // Rounds a warp's 16 rows of results and stores them through its part of shared memory. row, column: of the first.
-template <typename T>
+template <typename T, bool kGated>
 __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Work& work, int row, int column) {
+  constexpr int kResults = kGated ? kHalf : kColumns;
   const int lane = threadIdx.x % 32, upper = row + lane / 4;
   const float scales[2] = {upper < work.rows ? work.row_scales[upper] : 0.0f,
                            upper + 8 < work.rows ? work.row_scales[upper + 8] : 0.0f};
   T* const result = static_cast<T*>(work.result);
   const T* const residual = static_cast<const T*>(work.residual);
 #pragma unroll
-  for (int from = 0; from < kColumns; from += 64) {
-    const int chunks = (from + 64 <= kColumns ? 64 : kColumns % 64) / 8;
+  for (int from = 0; from < kResults; from += 64) {
+    constexpr int kLast = kResults % 64 == 0 ? 64 : kResults % 64;
+    const int chunks = (from + 64 <= kResults ? 64 : kLast) / 8;
     __syncwarp();
 #pragma unroll
     for (int pair = 0; pair < chunks; pair += 2) {
@@ -60,10 +67,16 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
       for (int i = 0; i < 2; ++i) {
         const int j = from / 8 + pair + i, own = column + 8 * j + lane % 4 * 2;
         const Ends ends = ends_of<T>(work, own, own < work.results);
+        Ends gate{};
+        if constexpr (kGated) gate = ends_of<T>(work, own + work.results, own < work.results);
 #pragma unroll
         for (int lower = 0; lower < 2; ++lower) {
           const int at = 4 * j + 2 * lower;
-          const float2 value = ended(sums[at], sums[at + 1], scales[lower], ends);
+          float2 value = ended(sums[at], sums[at + 1], scales[lower], ends);
+          if constexpr (kGated) {
+            const float2 by = ended(sums[kHalf / 2 + at], sums[kHalf / 2 + at + 1], scales[lower], gate);
+            value = make_float2(value.x * hopper::gelu(by.x), value.y * hopper::gelu(by.y));
+          }
           words[2 * i + lower] = hopper::narrowed<T>(value.x, value.y);
         }
       }
@@ -80,7 +93,7 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
       uint4 line = *reinterpret_cast<const uint4*>(part + hopper::chunk_at(at, chunk));
       if (i * height >= left || right >= work.results) continue;
       const int64_t place = first + static_cast<int64_t>(i * height) * work.results;
-      if (residual != nullptr) {
+      if (!kGated && residual != nullptr) {
         const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
         line = hopper::added<T>(line, more);
       }
@@ -89,11 +102,12 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
   }
 }
 
-template <typename T, int kBlocks>
+template <typename T, int kBlocks, int kGroups, bool kGated>
 __global__ void __launch_bounds__(hopper::kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Work work) {
-  using Shape = Tile<kBlocks>;
+  using Shape = Tile<kBlocks, kGroups>;
+  constexpr int kResults = kGated ? kHalf : kColumns;
   const auto [left, right, parts, full, empty] = hopper::Memory<Shape>();
 
   const int size = work.across * work.along, rank = static_cast<int>(hopper::rank_in_cluster());
@@ -104,8 +118,8 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
     hopper::prefetch(right_map);
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
-      // Every warp of the cluster that multiplies reads what this block loads.
-      hopper::make_barrier(empty + stage, hopper::kWarps * size);
+      // Every warp of the cluster that multiplies this tile reads what this block loads.
+      hopper::make_barrier(empty + stage, hopper::kWarps / 2 * kGroups * size);
     }
     hopper::publish_barriers();
   }
@@ -119,25 +133,34 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      hopper::feed<Shape, kDepth, kColumns>(work, left_map, right_map, left, right, full, empty, cluster, clusters,
-                                            tiles, rank, kHalf);
+      hopper::feed<Shape, kDepth, kResults>(work, left_map, right_map, left, right, full, empty, cluster, clusters, tiles,
+                                            rank, work.apart);
     }
     // The others of the first warp must not wait for the cluster before its first thread does.
     __syncwarp();
   } else {
     hopper::take_registers<232>();
-    const int half = group - 1;
+    const int half = kGroups == 1 ? 0 : group - 1;
     unsigned char* const part = parts + (warp - 4) * hopper::kPart;
     float sums[kBlocks][kHalf];
-    hopper::Ring<Shape::kStages> ring;
-    for (int tile = cluster; tile < tiles; tile += clusters) {
-      const hopper::Spot spot = hopper::spot_of(work, tile, rank, Shape::kRows, kColumns);
+    // A group's turn begins when the other's last products are under way: a barrier of the ring tells phases apart by their
+    // parity only, so that no group may be two of them ahead of what is copied.
+    const int own = group - 1, other = 1 - own;
+    if (kGroups == 1 && own == 1) hopper::announce(1 + other, 256);
+    for (int tile = cluster, turn = 0; tile < tiles; tile += clusters, ++turn) {
+      if (kGroups == 1 && turn % 2 != own) continue;
+      const hopper::Spot spot = hopper::spot_of(work, tile, rank, Shape::kRows, kResults);
+      auto ring = hopper::Ring<Shape::kStages>::after(turn * work.steps);
       const int reader = lane < size ? lane : -1;
-      hopper::add_products<__nv_fp8_e4m3, kDepth>(sums, false, ring, 0, work.steps, left, right, half, full, empty,
-                                                  reader);
+      if constexpr (kGroups == 1) hopper::meet(1 + own, 256);
+      const auto issued = [&] {
+        if (kGroups == 1 && tile + clusters < tiles) hopper::announce(1 + other, 256);
+      };
+      hopper::add_products<__nv_fp8_e4m3, kDepth, kGroups>(sums, false, ring, 0, work.steps, left, right, half, full,
+                                                           empty, reader, issued);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        finish<T>(sums[block], part, work, spot.row + (half * kBlocks + block) * 64 + warp % 4 * 16, spot.column);
+        finish<T, kGated>(sums[block], part, work, spot.row + (half * kBlocks + block) * 64 + warp % 4 * 16, spot.column);
       }
     }
   }
@@ -147,24 +170,31 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
 
 #else
 
-template <typename T, int kBlocks>
+template <typename T, int kBlocks, int kGroups, bool kGated>
 __global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap,
                          const __grid_constant__ Work) {}
 
 #endif
 
-template <int kBlocks>
+template <int kBlocks, int kGroups, bool kGated>
 Kernel instance(bool f16) {
-  return {f16 ? hopper::address_of(multiply<__half, kBlocks>) : hopper::address_of(multiply<__nv_bfloat16, kBlocks>),
-          Tile<kBlocks>::kRows, Tile<kBlocks>::kShared};
+  using Shape = Tile<kBlocks, kGroups>;
+  return {f16 ? hopper::address_of(multiply<__half, kBlocks, kGroups, kGated>)
+              : hopper::address_of(multiply<__nv_bfloat16, kBlocks, kGroups, kGated>),
+          Shape::kRows, kGated ? kColumns / 2 : kColumns, Shape::kShared};
+}
+
+template <bool kGated>
+Kernel instance_of(int rows, bool f16, bool alternate) {
+  if (rows == 128) return alternate ? instance<2, 1, kGated>(f16) : instance<1, 2, kGated>(f16);
+  if (rows == 256 && !alternate) return instance<2, 2, kGated>(f16);
+  return {};
 }
 
 }  // namespace
 
-Kernel kernel(int rows, bool f16) {
-  if (rows == 128) return instance<1>(f16);
-  if (rows == 256) return instance<2>(f16);
-  return {};
+Kernel kernel(int rows, bool f16, bool gated, bool alternate) {
+  return gated ? instance_of<true>(rows, f16, alternate) : instance_of<false>(rows, f16, alternate);
 }
 
 }  // namespace rewriter::quantised

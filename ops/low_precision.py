@@ -87,6 +87,15 @@ def quantised_linear_add(
     return quantised_linear(codes, scales, weight, weight_scales, bias) + residual
 
 
+def quantised_linear_geglu(
+    codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """hidden * gelu(gate), rounded once, where hidden, gate are the two halves of quantised_linear(...)."""
+    wide = torch.promote_types(bias.dtype, torch.float32)
+    hidden, gate = quantised_linear(codes, scales, weight, weight_scales, bias.to(wide)).chunk(2, dim=-1)
+    return (hidden * F.gelu(gate)).to(bias.dtype).contiguous()
+
+
 def gated(x: torch.Tensor, activation: str, left: Optional) -> torch.Tensor:
     """[left, activation(x)] joined along the last dimension, computed in f32.
 
@@ -125,6 +134,7 @@ _ROWS = "str kind) -> (Tensor, Tensor"
 define(f"quantise_rows(Tensor x, {_ROWS})", quantise_rows)
 define(f"quantised_linear({_PRODUCT}) -> Tensor", quantised_linear)
 define(f"quantised_linear_add({_PRODUCT}, Tensor residual) -> Tensor", quantised_linear_add)
+define(f"quantised_linear_geglu({_PRODUCT}) -> Tensor", quantised_linear_geglu)
 define("gated(Tensor x, str activation, Tensor? left) -> Tensor", gated)
 define(f"gated_quantised(Tensor x, str activation, Tensor? left, {_ROWS})", gated_quantised)
 define(f"layer_norm_quantised({norms.PLAIN}, {_ROWS})", _in_rows(norms.layer_norm))

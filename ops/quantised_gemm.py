@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import provide
@@ -38,6 +39,14 @@ def quantised_linear_add(
 ) -> torch.Tensor:
     """As the reference; the product is rounded before the residual is added."""
     return quantised_linear(codes, scales, weight, weight_scales, bias).add_(residual)
+
+
+def quantised_linear_geglu(
+    codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """As the reference; the product is rounded before the gate."""
+    hidden, gate = quantised_linear(codes, scales, weight, weight_scales, bias).chunk(2, dim=-1)
+    return F.gelu(gate).mul_(hidden)
 
 
 def _takes(
@@ -81,3 +90,5 @@ def _takes_add(*operands: torch.Tensor) -> str | None:
 if torch.version.cuda is not None:
     provide("quantised_linear", "scaled_mm", quantised_linear, _takes)
     provide("quantised_linear_add", "scaled_mm", quantised_linear_add, _takes_add)
+    # An odd number of columns is none of what it takes.
+    provide("quantised_linear_geglu", "scaled_mm", quantised_linear_geglu, _takes)

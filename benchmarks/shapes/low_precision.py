@@ -89,6 +89,11 @@ def _cases(kind: str) -> list[Case]:
             for model, m, k, n, dtype in _ADD
         ),
         *(
+            Case("quantised_linear_geglu", f"{model}: {m}x{k} to {n}, {kind}", _linear(kind, m, k, n, dtype, False))
+            for model, m, k, n, dtype in _LINEAR
+            if "GEGLU" in model and kind == "f8e4m3"
+        ),
+        *(
             Case("quantise_rows", f"{model}: {m}x{n}, {kind}", lambda d, m=m, n=n, t=t: (d(m, n, dtype=t), kind))
             for model, m, n, t in _ROWS
         ),

@@ -1,4 +1,4 @@
-"""Linear layers of rows in f8e4m3, plain and with a residual, on Hopper (`csrc/quantised.cu`)."""
+"""Linear layers of rows in f8e4m3, plain, with a residual, with GEGLU, on Hopper (`csrc/quantised.cu`)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Optional = torch.Tensor | None
 
 # Rows that are done for all columns before the next ones: what runs at once reads few rows and few columns.
 _BAND = 2048
-# Below this many rows, tiles are mostly empty. From so many results on, there are two of 256 rows for a multiprocessor.
+# Below this many rows, tiles are mostly empty. From so many results on, a multiprocessor has two tiles or more.
 _FEWEST_ROWS = 64
-_MANY_RESULTS = 2 * 132 * 256 * 160
+_MANY_RESULTS = 2 * 132 * 128 * 160
 # The copy engine moves 16 elements at a time, the ends of a tile store 8.
 _DEPTH, _COLUMNS = 16, 8
 
@@ -29,16 +29,19 @@ def quantised_linear(
     bias: torch.Tensor,
     residual: Optional = None,
     *,
+    gated: bool = False,
     rows: int,
+    alternate: bool,
     across: int,
     along: int,
 ) -> torch.Tensor:
-    """(codes * scales) @ (weight * weight_scales).T + bias + residual, operands as in the reference. Sums in f32, with
-    the digits that the tensor cores keep of them, rounded once.
+    """(codes * scales) @ (weight * weight_scales).T + bias + residual, operands as in the reference; gated: hidden *
+    gelu(gate) of the two halves. Sums in f32, with the digits that the tensor cores keep of them, rounded once.
 
-    rows: of a block's results; across, along: blocks of a cluster that share rows, and columns.
+    rows: of a tile's results; alternate: whether both groups of a block have tiles of their own, in turns; across,
+    along: blocks of a cluster that share rows, and columns.
     """
-    columns = weight.shape[0]
+    columns = weight.shape[0] // 2 if gated else weight.shape[0]
     flat = codes.view(-1, codes.shape[-1])
     y = torch.empty((*codes.shape[:-1], columns), dtype=bias.dtype, device=codes.device)
     torch.ops.rewriter_cuda.quantised_linear(
@@ -49,12 +52,26 @@ def quantised_linear(
         bias,
         None if residual is None else residual.view(-1, columns),
         y.view(-1, columns),
+        gated,
         rows,
+        alternate,
         across,
         along,
         _BAND // (rows * along),
     )
     return y
+
+
+def quantised_linear_geglu(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scales: torch.Tensor,
+    bias: torch.Tensor,
+    **way: int,
+) -> torch.Tensor:
+    """hidden * gelu(gate); the rest as in `quantised_linear`."""
+    return quantised_linear(codes, scales, weight, weight_scales, bias, gated=True, **way)
 
 
 def takes(
@@ -93,15 +110,24 @@ def takes_add(*arguments: torch.Tensor) -> str | None:
     return None
 
 
+def takes_geglu(*operands: torch.Tensor) -> str | None:
+    reason = takes(*operands)
+    if reason is not None:
+        return reason
+    return "halves that are no multiples of 8" if operands[2].shape[0] % (2 * _COLUMNS) else None
+
+
 def configs(codes: torch.Tensor, _: torch.Tensor, weight: torch.Tensor, *__: torch.Tensor) -> Sequence[Config]:
-    """Tiles and clusters. Only large products have enough tiles of 256 rows, which read least for each product."""
-    shapes = [(128, 2, 1), (128, 1, 2)]
-    if codes.numel() // codes.shape[-1] * weight.shape[0] >= _MANY_RESULTS:
-        shapes.append((256, 2, 1))
-    return [dict(zip(("rows", "across", "along"), shape, strict=True)) for shape in shapes]
+    """Tiles and clusters. Large products have tiles enough for turns, and for wide ones that read least."""
+    rows = codes.numel() // codes.shape[-1]
+    shapes = [(128, False, 2, 1), (128, False, 1, 2)]
+    if rows * weight.shape[0] >= _MANY_RESULTS:
+        shapes = [(128, True, 2, 1), (128, True, 1, 2), (256, False, 2, 1), *shapes[:1]]
+    return [dict(zip(("rows", "alternate", "across", "along"), shape, strict=True)) for shape in shapes]
 
 
 def enter() -> None:
     """Adds the providers. The library must be loaded."""
     provide("quantised_linear", "cuda", quantised_linear, takes, configs)
     provide("quantised_linear_add", "cuda", quantised_linear, takes_add, configs)
+    provide("quantised_linear_geglu", "cuda", quantised_linear_geglu, takes_geglu, configs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from rewriter.ops import low_precision
 from rewriter.ops.cuda import quantised
 
 WAYS = [
-    {"rows": rows, "across": across, "along": along}
-    for rows in (128, 256)
+    {"rows": rows, "alternate": alternate, "across": across, "along": along}
+    for rows, alternate in ((256, False), (128, False), (128, True))
     for across, along in ((1, 1), (2, 1), (1, 2))
 ]
 
@@ -49,11 +50,15 @@ def test_products(chip: Chip, data: st.DataObject, dtype: torch.dtype, pace: str
     way = data.draw(st.sampled_from(WAYS))
     chip.set(seed=seed, pace=pace, clusters=data.draw(st.integers(1, 3)))
     exact = low_precision.quantised_linear(*given_operands[:4], given_operands[4].double())
-    if data.draw(st.booleans()):
-        residual = torch.randn(rows, 16 * columns).to(dtype)
-        assert_near(quantised.quantised_linear(*given_operands, residual, **way), exact + residual.double())
-    else:
-        assert_near(quantised.quantised_linear(*given_operands, **way), exact)
+    match data.draw(st.sampled_from(["plain", "add", "geglu"])):
+        case "plain":
+            assert_near(quantised.quantised_linear(*given_operands, **way), exact)
+        case "add":
+            residual = torch.randn(rows, 16 * columns).to(dtype)
+            assert_near(quantised.quantised_linear(*given_operands, residual, **way), exact + residual.double())
+        case "geglu":
+            exact = low_precision.quantised_linear_geglu(*given_operands[:4], given_operands[4].double())
+            assert_near(quantised.quantised_linear_geglu(*given_operands, **way), exact)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -63,7 +68,7 @@ def test_nothing_is_written_beside_the_result(chip: Chip, way: dict[str, int]) -
     memory = torch.full((70 * 168 + 2 * margin,), math.nan, dtype=torch.float16)
     y = memory[margin:-margin].view(70, 168)
     given_operands = codes.view(bias.dtype), scales.view(-1), weight.view(bias.dtype), weight_scales.view(-1), bias
-    chip.ops.quantised_linear(*given_operands, None, y, *way.values(), 1)
+    chip.ops.quantised_linear(*given_operands, None, y, False, *way.values(), 1)
     assert memory[:margin].isnan().all()
     assert memory[-margin:].isnan().all()
     assert not y.isnan().any()
@@ -82,16 +87,18 @@ def test_a_spoilt_row_stays_alone(chip: Chip) -> None:
     ("wrong", "message"),
     [
         ({"rows": 64}, "rows"),
+        ({"rows": 256, "alternate": True}, "rows"),
         ({"across": 2, "along": 2}, "across"),
         ({"columns": 36}, "multiple of 8"),
-        ({"results": 40}, "one for each row"),
+        ({"gated": True}, "one for each row"),
     ],
 )
-def test_what_it_does_not_take_is_said(chip: Chip, wrong: dict[str, int], message: str) -> None:
+def test_what_it_does_not_take_is_said(chip: Chip, wrong: dict[str, Any], message: str) -> None:
     columns = wrong.get("columns", 32)
     codes, scales, weight, weight_scales, bias = operands(1, 70, 64, columns, torch.float16)
     given_operands = codes.view(bias.dtype), scales.view(-1), weight.view(bias.dtype), weight_scales.view(-1), bias
-    way = [wrong.get(name, default) for name, default in (("rows", 128), ("across", 1), ("along", 1))]
-    y = torch.empty(70, wrong.get("results", columns)).half()
+    usual = {"rows": 128, "alternate": False, "across": 1, "along": 1}
+    way = [wrong.get(name, value) for name, value in usual.items()]
+    y = torch.empty(70, columns).half()
     with pytest.raises(RuntimeError, match=message):
-        chip.ops.quantised_linear(*given_operands, None, y, *way, 1)
+        chip.ops.quantised_linear(*given_operands, None, y, wrong.get("gated", False), *way, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -41,10 +42,12 @@ class Block(torch.nn.Module):
         return x
 
 
-def rewritten(module: Block, x: torch.Tensor, packs: list[str]) -> tuple[Rewritten, torch.Tensor]:
+def rewritten(
+    module: Block, x: torch.Tensor, packs: list[str], target: Target = HOPPER
+) -> tuple[Rewritten, torch.Tensor]:
     graph, weights = torch_ir.trace(module, [x])
     canonicalise(graph)
-    result = rewrite(graph, load_rules(packs), weights=len(weights), target=HOPPER)
+    result = rewrite(graph, load_rules(packs), weights=len(weights), target=target)
     tensors = list(weights)
     for recipe in result.prepared:
         tensors.append(prepare.run(recipe, tensors))
@@ -53,18 +56,24 @@ def rewritten(module: Block, x: torch.Tensor, packs: list[str]) -> tuple[Rewritt
         return result, function(x, *tensors)
 
 
-def test_norms_and_gates_write_rows() -> None:
+@pytest.mark.parametrize(
+    ("target", "gates"),
+    [
+        pytest.param(HOPPER, {"quantised_linear_geglu": 2, "quantise_rows": 4}, id="Hopper"),
+        pytest.param(Target(device="cuda", sm=89), {"gated_quantised": 2, "quantise_rows": 2}, id="Ada"),
+    ],
+)
+def test_norms_and_gates_write_rows(target: Target, gates: dict[str, int]) -> None:
+    """Rows of a tensor as it is are left only of what attention gives, and of gates at the end of a product."""
     torch.manual_seed(0)
     module = Block().half().eval()
     x = torch.randn(2, 10, 128).half()
-    result, found = rewritten(module, x, ["default", "fp8"])
+    result, found = rewritten(module, x, ["default", "fp8"], target)
     ops = Counter(node.kind() for node in result.graph.nodes() if node.kind().startswith("rewriter::"))
     assert ops["rewriter::layer_norm_quantised"] == 1
     assert ops["rewriter::add_layer_norm_quantised"] == 3
-    assert ops["rewriter::gated_quantised"] == 2
-    # Of what attention gives.
-    assert ops["rewriter::quantise_rows"] == 2
-    assert ops["rewriter::quantised_linear"] + ops["rewriter::quantised_linear_add"] == 8
+    assert {name: ops[f"rewriter::{name}"] for name in gates} == gates
+    assert sum(ops[f"rewriter::quantised_linear{kind}"] for kind in ("", "_add", "_geglu")) == 8
     assert not ops.keys() & {
         "rewriter::layer_norm",
         "rewriter::gated",

@@ -71,13 +71,15 @@ def test_sizes_that_a_product_does_not_take(sizes: tuple[int, int, int], reason:
 
 
 @pytest.mark.usefixtures("as_on_hopper")
-def test_residuals() -> None:
+def test_residuals_and_gates() -> None:
     given = operands(64, 32, 48)
     assert quantised.takes_add(*given, torch.zeros(64, 48).half()) is None
     assert quantised.takes_add(*given, torch.zeros(1, 48).half()) == "the residual broadcasts or promotes"
     assert (
         quantised.takes_add(*given, torch.zeros(48, 64).half().t()) == "the residual has gaps or is on another device"
     )
+    assert quantised.takes_geglu(*given) is None
+    assert quantised.takes_geglu(*operands(64, 32, 56)) == "halves that are no multiples of 8"
 
 
 @pytest.mark.parametrize(
@@ -109,11 +111,14 @@ def test_products(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     packages.load()
     given = operands(*sizes, dtype, "cuda")
     residual = torch.randn(sizes[0], sizes[2], device="cuda", dtype=dtype)
-    exact = low_precision.quantised_linear(*given[:4], given[4].double())
+    wide = (*given[:4], given[4].double())
+    exact = low_precision.quantised_linear(*wide)
+    gated = low_precision.quantised_linear_geglu(*wide)
     for way in quantised.configs(*given):
         for found, right in (
             (quantised.quantised_linear(*given, **way), exact),
             (quantised.quantised_linear(*given, residual, **way), exact + residual.double()),
+            (quantised.quantised_linear_geglu(*given, **way), gated),
         ):
             # The tensor cores' sums of f8e4m3 keep fewer digits than f32 has.
             assert float((found.double() - right).norm() / right.norm()) < 8e-3, way
@@ -154,5 +159,5 @@ def test_rows_of_activations(columns: int, width: int, activation: str) -> None:
 @on_hopper
 def test_they_serve_their_ops() -> None:
     packages.load()
-    for name in ("quantised_linear", "quantised_linear_add", "quantise_rows", "gated_quantised"):
+    for name in ("quantised_linear", "quantised_linear_add", "quantised_linear_geglu", "quantise_rows"):
         assert "cuda" in registry.OPS[name].providers
