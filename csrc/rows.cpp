@@ -2,6 +2,7 @@
 
 #include "rows.h"
 #include "launch.h"
+#include "lines.h"
 #include "runtime.h"
 
 #include <cstdint>
@@ -13,11 +14,6 @@ namespace {
 using rows::Work;
 
 void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what); }
-
-bool in_lines(const Tensor& matrix) {
-  return matrix.dim() == 2 && matrix.size(1) % rows::kLine == 0 && matrix.stride(1) == 1 &&
-         matrix.stride(0) % rows::kLine == 0 && reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16 == 0;
-}
 
 // codes * scales is about [left, activation(x)]. x: [M, K], left: [M, L], rows of lines of eight elements, 16-bit;
 // activation: as in rows.h, with GEGLU K is twice what x gives. codes: [M, L + K], dense, f8e4m3 or i8; scales: [M, 1],

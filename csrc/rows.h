@@ -8,8 +8,8 @@ namespace rewriter::rows {
 // Eight elements of 16 bits each; so many of them for a thread, at most.
 constexpr int kLine = 8, kLines = 4;
 constexpr int kMostThreads = 1024;
-// A word for each warp.
-constexpr int kShared = kMostThreads / 32 * 4;
+// A word for each warp, of three sums or maxima that follow one another.
+constexpr int kShared = 3 * kMostThreads / 32 * 4;
 
 // Of what comes from x; with GEGLU x has the gates behind.
 enum Activation : int { kNone, kGelu, kGeluTanh, kQuickGelu, kSilu, kGeglu, kActivations };

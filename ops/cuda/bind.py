@@ -5,7 +5,7 @@ Importing this module raises ImportError, OSError or RuntimeError where that is 
 
 from __future__ import annotations
 
-from rewriter.ops.cuda import attention, build, convolution, linear, product, quantised, rows, upsample
+from rewriter.ops.cuda import attention, build, convolution, linear, norms, product, quantised, rows, upsample
 
 build.load(build.visible_architectures())
 linear.enter()
@@ -15,3 +15,4 @@ attention.enter()
 upsample.enter()
 quantised.enter()
 rows.enter()
+norms.enter()

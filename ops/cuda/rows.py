@@ -17,6 +17,8 @@ ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "geglu")
 # Elements of a line, lines for a thread, and threads of a block.
 _LINE, _LINES, _THREADS = 8, (4, 2, 1), 1024
 _WARP = 32
+# Elements of a row.
+LONGEST = _LINE * _LINES[0] * _THREADS
 
 
 def gated_quantised(
@@ -48,12 +50,12 @@ def takes_gated(x: torch.Tensor, activation: str, left: Optional, kind: str) -> 
         return reason
     if left is not None and left.shape[:-1] != x.shape[:-1]:
         return "parts of two shapes"
-    if not all(each is None or _in_lines(each) for each in (x, left)):
+    if not all(each is None or in_lines(each) for each in (x, left)):
         return "rows that are not made of whole lines of 16 bytes, or do not lie at one distance"
     columns = _columns(x, activation, left)
     if activation == "geglu" and x.shape[-1] % (2 * _LINE):
         return "halves that are not made of whole lines"
-    return None if columns <= _LINE * _LINES[0] * _THREADS else "rows of too many elements"
+    return None if columns <= LONGEST else "rows of too many elements"
 
 
 def takes_rows(x: torch.Tensor, kind: str) -> str | None:
@@ -61,8 +63,12 @@ def takes_rows(x: torch.Tensor, kind: str) -> str | None:
 
 
 def gated_configs(x: torch.Tensor, activation: str, left: Optional, *_: str) -> Sequence[Config]:
+    return thread_configs(_columns(x, activation, left))
+
+
+def thread_configs(columns: int) -> Sequence[Config]:
     """Threads with four lines, with two or with one for each: where rows are long, few that have much to do."""
-    lines = _columns(x, activation, left) // _LINE
+    lines = columns // _LINE
     counts = [-(-lines // (each * _WARP)) * _WARP for each in _LINES]
     return [{"threads": count} for count in dict.fromkeys(counts) if count <= _THREADS]
 
@@ -82,7 +88,7 @@ def _columns(x: torch.Tensor, activation: str, left: Optional) -> int:
     return own + (0 if left is None else left.shape[-1])
 
 
-def _in_lines(x: torch.Tensor) -> bool:
+def in_lines(x: torch.Tensor) -> bool:
     """Whether x is rows of whole lines, dense in themselves, at one distance from each other."""
     if x.dim() < 1 or x.stride(-1) != 1 or x.shape[-1] % _LINE or not aligned(x):
         return False

@@ -19,7 +19,7 @@ from rewriter.ops.cuda.compiler import BuildError
 
 ROOT = pathlib.Path(__file__).parents[2]
 EMULATOR = pathlib.Path(__file__).parent / "emulator"
-KERNELS = ("attention", "convolution", "gated", "quantised", "rows")
+KERNELS = ("attention", "convolution", "gated", "norms", "quantised", "rows")
 # As machine.h explains them.
 PACES = ("early", "late", "apart", "random")
 _FLAGS = (

@@ -10,8 +10,8 @@ from emulation import Chip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewriter.ops import low_precision
-from rewriter.ops.cuda import rows
+from rewriter.ops import OPS, low_precision
+from rewriter.ops.cuda import norms, rows
 
 pytestmark = pytest.mark.usefixtures("chip")
 KINDS = sorted(low_precision.FORMATS)
@@ -53,6 +53,47 @@ def test_rows(data: st.DataObject, dtype: torch.dtype, kind: str, activation: st
     found = rows.gated_quantised(x, activation, left, kind, **way)
     exact = low_precision.gated_quantised(x, activation, left, kind)
     assert_same_rows(found, exact, bits=activation == "none")
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    st.data(), st.sampled_from(DTYPES), st.sampled_from(KINDS), st.sampled_from(sorted(norms.NORMS)), st.integers(0, 9)
+)
+def test_norms(data: st.DataObject, dtype: torch.dtype, kind: str, name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    samples, count, columns = (
+        data.draw(st.integers(1, 3)),
+        data.draw(st.integers(1, 4)),
+        8 * data.draw(st.integers(1, 140)),
+    )
+    offset = data.draw(st.sampled_from([0.0, 10.0]))
+    norm = norms.NORMS[name]
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).to(dtype)
+
+    modulation = drawn(samples, 1, 3 * columns).chunk(3, dim=-1)
+    values = {
+        "x": (torch.randn(samples, count, columns) + offset).to(dtype),
+        "y": drawn(samples, count, columns),
+        **dict(zip(("gate", "scale", "shift"), modulation, strict=True)),
+        "shape": [columns],
+        "weight": data.draw(st.sampled_from([None, drawn(columns)])),
+        "bias": data.draw(st.sampled_from([None, drawn(columns)])),
+        "eps": 1e-5,
+        "kind": kind,
+    }
+    arguments = [values[role] for role in norm.roles]
+    way = data.draw(st.sampled_from(norm.configs(*arguments)))
+    *found, total = (*norm(*arguments, **way), None)[:3]
+    *exact, right = (*OPS[name].reference(*arguments), None)[:3]
+    assert_same_rows((found[0], found[1]), (exact[0], exact[1]), bits=False)
+    if right is not None:
+        assert torch.equal(total, right)
 
 
 @pytest.mark.parametrize("kind", KINDS)

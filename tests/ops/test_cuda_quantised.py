@@ -10,7 +10,7 @@ import torch
 
 from rewriter.ops import low_precision, registry
 from rewriter.ops import providers as packages
-from rewriter.ops.cuda import quantised, rows, tiles
+from rewriter.ops.cuda import norms, quantised, rows, tiles
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 on_hopper = pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0")
@@ -140,6 +140,76 @@ def test_rows(columns: int, kind: str) -> None:
             torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=0, equal_nan=True)
 
 
+NORM = {
+    "x": torch.zeros(2, 3, 64).half(),
+    "y": torch.zeros(2, 3, 64).half(),
+    "gate": torch.zeros(2, 1, 64).half(),
+    "shape": [64],
+    "weight": torch.zeros(64).half(),
+    "bias": None,
+    "eps": 1e-5,
+    "scale": torch.zeros(1, 1, 64).half(),
+    "shift": torch.zeros(2, 1, 192).half().chunk(3, -1)[1],
+    "kind": "i8",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kind": "i4"}, "no kernel for i4"),
+        ({"shape": [3, 64]}, "other than the last dimension"),
+        ({"x": torch.zeros(2, 3, 64)}, "only f16 and bf16"),
+        ({"weight": torch.zeros(64)}, "only f16 and bf16"),
+        ({"x": torch.zeros(2, 64, 3).half().transpose(1, 2)}, "whole lines"),
+        ({"y": torch.zeros(1, 3, 64).half()}, "a residual that broadcasts"),
+        ({"weight": torch.zeros(128).half()[::2]}, "no dense vector"),
+        ({"gate": torch.zeros(2, 3, 64).half()}, "a row of lines for each sample"),
+        ({"shift": torch.zeros(2, 1, 65).half()[..., 1:]}, "multiple of 16 bytes"),
+    ],
+)
+@pytest.mark.usefixtures("as_on_hopper")
+def test_what_a_norm_does_not_take(change: dict[str, Any], reason: str) -> None:
+    for name, norm in norms.NORMS.items():
+        assert norm.takes(*(NORM[role] for role in norm.roles)) is None, name
+    norm = norms.NORMS["gate_add_layer_norm_modulate_quantised"]
+    found = norm.takes(*((NORM | change)[role] for role in norm.roles))
+    assert found is not None
+    assert reason in found
+
+
+@on_hopper
+@pytest.mark.parametrize("name", sorted(norms.NORMS))
+@pytest.mark.parametrize("columns", [64, 640, 1280, 3072])
+def test_norms(columns: int, name: str) -> None:
+    packages.load()
+    torch.manual_seed(0)
+    norm, op = norms.NORMS[name], registry.OPS[name]
+    for kind in sorted(low_precision.FORMATS):
+        for dtype in (torch.float16, torch.bfloat16):
+
+            def drawn(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+                return torch.randn(shape, device="cuda").to(dtype)
+
+            values = {
+                **{each: drawn(2, 77, columns) for each in ("x", "y")},
+                **{each: drawn(2, 1, columns) for each in ("gate", "scale", "shift")},
+                **{each: drawn(columns) for each in ("weight", "bias")},
+                "shape": [columns],
+                "eps": 1e-5,
+                "kind": kind,
+            }
+            arguments = [values[role] for role in norm.roles]
+            assert norm.takes(*arguments) is None
+            codes, scales, *total = op.reference(*arguments)
+            for way in norm.configs(*arguments):
+                found = norm(*arguments, **way)
+                one, other = (c.double() * s.double() for c, s in ((found[0], found[1]), (codes, scales)))
+                assert float((one - other).norm() / other.norm()) < 1e-2, way
+                for mine, right in zip(found[2:], total, strict=True):
+                    assert torch.equal(mine, right)
+
+
 @on_hopper
 @pytest.mark.parametrize("activation", rows.ACTIVATIONS[1:])
 @pytest.mark.parametrize(("columns", "width"), [(640, 0), (5120, 0), (12288, 3072)])
@@ -159,5 +229,6 @@ def test_rows_of_activations(columns: int, width: int, activation: str) -> None:
 @on_hopper
 def test_they_serve_their_ops() -> None:
     packages.load()
-    for name in ("quantised_linear", "quantised_linear_add", "quantised_linear_geglu", "quantise_rows"):
+    products = ("quantised_linear", "quantised_linear_add", "quantised_linear_geglu")
+    for name in (*products, "quantise_rows", "gated_quantised", *norms.NORMS):
         assert "cuda" in registry.OPS[name].providers
