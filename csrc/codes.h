@@ -19,23 +19,36 @@ constexpr uint32_t kInfinity = 0x7C00;
 template <>
 constexpr uint32_t kInfinity<__nv_bfloat16> = 0x7F80;
 
-// The largest of all threads' numbers. `shared`: a word for each warp, which nobody reads any more.
-__device__ inline uint32_t largest_of_block(uint32_t own, uint32_t* shared, int threads) {
+// A row, and its thread: a block has one row, or where a warp is enough for a row, one for each of its warps.
+struct Place {
+  __device__ explicit Place(int threads)
+      : row(threads == 32 ? blockIdx.x * kTogether + threadIdx.x / 32 : blockIdx.x),
+        thread(threads == 32 ? threadIdx.x % 32 : threadIdx.x) {}
+
+  int64_t row;
+  int thread;
+};
+
+// The largest number, or the sum, of all threads of a row. `shared`: a word for each warp, which nobody reads any more.
+__device__ inline uint32_t largest_of_row(uint32_t own, uint32_t* shared, int threads) {
   own = hopper::largest_of_warp(own);
+  if (threads == 32) return own;
   const int lane = threadIdx.x % 32, warps = threads / 32;
   if (lane == 0) shared[threadIdx.x / 32] = own;
   __syncthreads();
   return hopper::largest_of_warp(lane < warps ? shared[lane] : 0);
 }
 
-__device__ inline float sum_of_block(float own, float* shared, int threads) {
-  const int lane = threadIdx.x % 32, warps = threads / 32;
-  const auto sum_of_warp = [](float value) {
+__device__ inline float sum_of_warp(float own) {
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xFFFFFFFF, value, lanes);
-    return value;
-  };
+  for (int lanes = 16; lanes > 0; lanes /= 2) own += __shfl_xor_sync(0xFFFFFFFF, own, lanes);
+  return own;
+}
+
+__device__ inline float sum_of_row(float own, float* shared, int threads) {
   own = sum_of_warp(own);
+  if (threads == 32) return own;
+  const int lane = threadIdx.x % 32, warps = threads / 32;
   if (lane == 0) shared[threadIdx.x / 32] = own;
   __syncthreads();
   return sum_of_warp(lane < warps ? shared[lane] : 0.0f);
@@ -90,26 +103,27 @@ struct Scale {
   float factor, size;
 };
 
-// Quantises a row that a block holds, in lines: of line i * threads + the thread's number each thread has `words`.
+// Quantises a row of so many lines: of line i * threads + the thread's number each thread has `words`.
 template <typename T, bool kIntegers>
-__device__ void store(const uint32_t (&words)[kLines][4], int columns, int threads, uint32_t* shared, unsigned char* codes,
-                      float* size) {
+__device__ void store(const uint32_t (&words)[kLines][4], Place place, int columns, int threads, uint32_t* shared,
+                      void* codes, float* sizes) {
+  unsigned char* const own = static_cast<unsigned char*>(codes) + place.row * columns * kLine;
   uint32_t halves = 0;
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) halves = hopper::larger_halves(halves, words[i][j] & 0x7FFF7FFF);
   }
-  uint32_t largest = largest_of_block(max(halves & 0xFFFF, halves >> 16), shared, threads);
+  uint32_t largest = largest_of_row(max(halves & 0xFFFF, halves >> 16), shared, threads);
   const bool spoilt = largest >= kInfinity<T>;
   if (spoilt) {
-    __syncthreads();
-    largest = largest_of_block(largest_finite<T>(words), shared, threads);
+    if (threads > 32) __syncthreads();
+    largest = largest_of_row(largest_finite<T>(words), shared, threads);
   }
   const Scale<kIntegers> scale(hopper::widened<T>(largest).x);
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    const int line = threadIdx.x + i * threads;
+    const int line = place.thread + i * threads;
     if (line < columns) {
       uint32_t pairs[4];
 #pragma unroll
@@ -118,10 +132,10 @@ __device__ void store(const uint32_t (&words)[kLines][4], int columns, int threa
         if (spoilt) pair = make_float2(finite_or_zero(pair.x), finite_or_zero(pair.y));
         pairs[j] = scale.codes(pair);
       }
-      *reinterpret_cast<uint2*>(codes + line * kLine) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+      *reinterpret_cast<uint2*>(own + line * kLine) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
     }
   }
-  if (threadIdx.x == 0) *size = spoilt ? __uint_as_float(0x7FC00000) : scale.size;
+  if (place.thread == 0) sizes[place.row] = spoilt ? __uint_as_float(0x7FC00000) : scale.size;
 }
 
 #endif

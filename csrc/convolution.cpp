@@ -21,8 +21,6 @@ int log2_of(int64_t value) {
   return result;
 }
 
-int64_t ceiling(int64_t value, int64_t by) { return (value + by - 1) / by; }
-
 // The boxes of `rows` pixels that cover the pictures with the fewest boxes. step: between the pixels that a filter is at.
 Pixels covered(int64_t width, int64_t height, int64_t depth, int64_t images, int rows, int step) {
   Pixels best{};

@@ -14,8 +14,6 @@ namespace {
 using gated::Kernel;
 using gated::Work;
 
-int ceiling(int value, int by) { return (value + by - 1) / by; }
-
 void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what); }
 
 // y = hidden * gelu(gate), where x @ weight.T + bias holds both side by side. x: [M, K], weight: [2 N, K], bias: [2 N],

@@ -53,6 +53,7 @@ void quantise_norm(const Tensor x, const std::optional<Tensor> y, const std::opt
   norm.y_pitch = y.has_value() ? y->stride(0) : 0;
   norm.gate_pitch = gate_pitch, norm.scale_pitch = scale_pitch, norm.shift_pitch = shift_pitch;
   norm.each = static_cast<int>(each);
+  norm.rows = static_cast<int>(x.size(0));
   norm.threads = static_cast<int>(threads);
   norm.eps = static_cast<float>(eps);
   norm.total = total.has_value() ? total->mutable_data_ptr() : nullptr;
@@ -60,8 +61,9 @@ void quantise_norm(const Tensor x, const std::optional<Tensor> y, const std::opt
   norm.scales = static_cast<float*>(scales.mutable_data_ptr());
   const OnDeviceOf here(x);
   void* arguments[] = {&norm};
-  Launch launch(1, norm.threads, rows::kShared, here.stream);
-  launch_clusters(launch, kernel, static_cast<int>(x.size(0)), true, arguments, "a norm in eight bits on Hopper");
+  const int together = rows::together(norm.threads);
+  Launch launch(1, norm.threads * together, rows::kShared, here.stream);
+  launch_clusters(launch, kernel, ceiling(norm.rows, together), true, arguments, "a norm in eight bits on Hopper");
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Layer norms that write rows of eight bits with a scale each, with the residual, the gate and the modulation around them.
 //
-// A block makes a row, as in rows.cu: the norm is never stored in full.
+// A block or a warp makes a row, as in rows.cu: the norm is never stored in full.
 
 #include "codes.h"
 #include "hopper.h"
@@ -14,32 +14,50 @@ namespace {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+// Lines of a row that belong to a thread; beyond the row, zeros.
+template <typename T>
+__device__ void read(uint32_t (&words)[kLines][4], const void* row, const Norm& norm, int thread) {
+#pragma unroll
+  for (int i = 0; i < kLines; ++i) {
+    const int line = thread + i * norm.threads;
+    assign(words[i], line < norm.columns ? hopper::read_line_ahead(static_cast<const T*>(row) + line * kLine) : uint4{});
+  }
+}
+
+template <typename T>
+__device__ const T* at(const void* tensor, int64_t element) {
+  return static_cast<const T*>(tensor) + element;
+}
+
 template <typename T, bool kIntegers, int kAddend, bool kModulated>
 __global__ void __launch_bounds__(kMostThreads) normalise(const __grid_constant__ Norm norm) {
   uint32_t* const shared = reinterpret_cast<uint32_t*>(hopper::shared_memory());
-  const int64_t row = blockIdx.x, sample = row / norm.each;
+  const Place place(norm.threads);
+  if (place.row >= norm.rows) return;
+  const int64_t sample = place.row / norm.each;
   const int warps = norm.threads / 32, elements = norm.columns * kLine;
-  const auto line_of = [](const void* tensor, int64_t from, int line) {
-    return hopper::read_line_ahead(static_cast<const T*>(tensor) + from + line * kLine);
-  };
   hopper::await_earlier();
 
-  uint32_t words[kLines][4];
+  // All that is read first is under way before any of it is waited for.
+  uint32_t words[kLines][4], more[kLines][4];
+  read<T>(words, at<T>(norm.x, place.row * norm.pitch), norm, place.thread);
+  if constexpr (kAddend != kNothing) read<T>(more, at<T>(norm.y, place.row * norm.y_pitch), norm, place.thread);
+  float2 values[kLines][4];
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    const int line = threadIdx.x + i * norm.threads;
-    assign(words[i], uint4{});
-    if (line >= norm.columns) continue;
-    assign(words[i], line_of(norm.x, row * norm.pitch, line));
-    if constexpr (kAddend != kNothing) {
-      uint32_t more[4], gate[4];
-      assign(more, line_of(norm.y, row * norm.y_pitch, line));
-      if constexpr (kAddend == kGatedResidual) assign(gate, line_of(norm.gate, sample * norm.gate_pitch, line));
+    const int line = place.thread + i * norm.threads;
+    uint32_t gate[4];
+    if constexpr (kAddend == kGatedResidual) {
+      assign(gate, line < norm.columns
+                       ? hopper::read_line_ahead(at<T>(norm.gate, sample * norm.gate_pitch + line * kLine))
+                       : uint4{});
+    }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (kAddend != kNothing) {
         const float2 x = hopper::widened<T>(words[i][j]);
-        float2 y = hopper::widened<T>(more[j]);
+        float2 y = hopper::widened<T>(more[i][j]);
         if constexpr (kAddend == kGatedResidual) {
           const float2 by = hopper::widened<T>(gate[j]);
           y = make_float2(y.x * by.x, y.y * by.y);
@@ -47,49 +65,49 @@ __global__ void __launch_bounds__(kMostThreads) normalise(const __grid_constant_
         // The norm reads the sum as it is kept.
         words[i][j] = hopper::narrowed<T>(x.x + y.x, x.y + y.y);
       }
-      *reinterpret_cast<uint4*>(static_cast<T*>(norm.total) + row * elements + line * kLine) =
+      values[i][j] = hopper::widened<T>(words[i][j]);
+      sum += values[i][j].x + values[i][j].y;
+    }
+    if (kAddend != kNothing && line < norm.columns) {
+      *reinterpret_cast<uint4*>(static_cast<T*>(norm.total) + place.row * elements + line * kLine) =
           make_uint4(words[i][0], words[i][1], words[i][2], words[i][3]);
     }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 x = hopper::widened<T>(words[i][j]);
-      sum += x.x + x.y;
-    }
   }
-  const float mean = sum_of_block(sum, reinterpret_cast<float*>(shared), norm.threads) / elements;
+  uint32_t weight[kLines][4], bias[kLines][4];
+  if (norm.weight != nullptr) read<T>(weight, norm.weight, norm, place.thread);
+  if (norm.bias != nullptr) read<T>(bias, norm.bias, norm, place.thread);
+
+  const float mean = sum_of_row(sum, reinterpret_cast<float*>(shared), norm.threads) / elements;
   float square = 0;
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    if (static_cast<int>(threadIdx.x) + i * norm.threads >= norm.columns) continue;
+    if (place.thread + i * norm.threads >= norm.columns) continue;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float2 x = hopper::widened<T>(words[i][j]);
-      square += (x.x - mean) * (x.x - mean) + (x.y - mean) * (x.y - mean);
+      values[i][j] = make_float2(values[i][j].x - mean, values[i][j].y - mean);
+      square += values[i][j].x * values[i][j].x + values[i][j].y * values[i][j].y;
     }
   }
-  const float variance = sum_of_block(square, reinterpret_cast<float*>(shared + warps), norm.threads) / elements;
+  const float variance = sum_of_row(square, reinterpret_cast<float*>(shared + warps), norm.threads) / elements;
   const float factor = 1.0f / sqrtf(variance + norm.eps);
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    const int line = threadIdx.x + i * norm.threads;
+    const int line = place.thread + i * norm.threads;
     if (line >= norm.columns) continue;
-    uint32_t weight[4], bias[4], scale[4], shift[4];
-    if (norm.weight != nullptr) assign(weight, line_of(norm.weight, 0, line));
-    if (norm.bias != nullptr) assign(bias, line_of(norm.bias, 0, line));
+    uint32_t scale[4], shift[4];
     if constexpr (kModulated) {
-      assign(scale, line_of(norm.scale, sample * norm.scale_pitch, line));
-      assign(shift, line_of(norm.shift, sample * norm.shift_pitch, line));
+      assign(scale, hopper::read_line_ahead(at<T>(norm.scale, sample * norm.scale_pitch + line * kLine)));
+      assign(shift, hopper::read_line_ahead(at<T>(norm.shift, sample * norm.shift_pitch + line * kLine)));
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float2 x = hopper::widened<T>(words[i][j]);
-      float2 z = {(x.x - mean) * factor, (x.y - mean) * factor};
+      float2 z = {values[i][j].x * factor, values[i][j].y * factor};
       if (norm.weight != nullptr) {
-        const float2 by = hopper::widened<T>(weight[j]);
+        const float2 by = hopper::widened<T>(weight[i][j]);
         z = make_float2(z.x * by.x, z.y * by.y);
       }
       if (norm.bias != nullptr) {
-        const float2 by = hopper::widened<T>(bias[j]);
+        const float2 by = hopper::widened<T>(bias[i][j]);
         z = make_float2(z.x + by.x, z.y + by.y);
       }
       if constexpr (kModulated) {
@@ -99,8 +117,7 @@ __global__ void __launch_bounds__(kMostThreads) normalise(const __grid_constant_
       words[i][j] = hopper::narrowed<T>(z.x, z.y);
     }
   }
-  store<T, kIntegers>(words, norm.columns, norm.threads, shared + 2 * warps,
-                      static_cast<unsigned char*>(norm.codes) + row * elements, norm.scales + row);
+  store<T, kIntegers>(words, place, norm.columns, norm.threads, shared + 2 * warps, norm.codes, norm.scales);
 }
 
 #else

@@ -14,8 +14,6 @@ namespace {
 using quantised::Kernel;
 using quantised::Work;
 
-int ceiling(int value, int by) { return (value + by - 1) / by; }
-
 void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what); }
 
 bool starts_at(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
@@ -38,8 +36,7 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
               column_scales.numel() == weight.size(0) && row_scales.numel() == x.size(0) && y.size(0) == x.size(0),
           "scales, bias, y: expected one for each row of x and of the weight");
   require(!gated || !residual.has_value(), "residual: expected none with gates");
-  require((across == 1 || across == 2) && (along == 1 || along == 2) && across * along <= 2,
-          "across, along: expected 1 and 1, 1 and 2, or 2 and 1");
+  require((across == 1 || across == 2) && (along == 1 || along == 2), "across, along: expected 1 or 2");
   require(band >= 1, "band: expected 1 or more");
   require(starts_at(bias.const_data_ptr(), 4) && starts_at(column_scales.const_data_ptr(), 8),
           "bias, column_scales: expected to start at multiples of 4 and 8 bytes");

@@ -8,7 +8,7 @@
 // Products take half as long as in f16, the end of a tile as long: where a block has several tiles, one group ends one
 // while the other multiplies. That reads more of L2 for each product than a tile of both groups.
 //
-// Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both.
+// Blocks of a cluster share what they read: two of them rows or columns, four both; each loads its part for the others.
 
 #include "activations.h"
 #include "feeding.h"
@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
     hopper::prefetch(right_map);
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
-      // Every warp of the cluster that multiplies this tile reads what this block loads.
-      hopper::make_barrier(empty + stage, hopper::kWarps / 2 * kGroups * size);
+      // Every warp reads what this block loads that multiplies this tile, here or where it is shared.
+      hopper::make_barrier(empty + stage, hopper::kWarps / 2 * kGroups * hopper::sharers(work));
     }
     hopper::publish_barriers();
   }
@@ -143,6 +143,7 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
     const int half = kGroups == 1 ? 0 : group - 1;
     unsigned char* const part = parts + (warp - 4) * hopper::kPart;
     float sums[kBlocks][kHalf];
+    const int reader = lane < size && hopper::share(work, rank, lane) ? lane : -1;
     // A group's turn begins when the other's last products are under way: a barrier of the ring tells phases apart by their
     // parity only, so that no group may be two of them ahead of what is copied.
     const int own = group - 1, other = 1 - own;
@@ -151,7 +152,6 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
       if (kGroups == 1 && turn % 2 != own) continue;
       const hopper::Spot spot = hopper::spot_of(work, tile, rank, Shape::kRows, kResults);
       auto ring = hopper::Ring<Shape::kStages>::after(turn * work.steps);
-      const int reader = lane < size ? lane : -1;
       if constexpr (kGroups == 1) hopper::meet(1 + own, 256);
       const auto issued = [&] {
         if (kGroups == 1 && tile + clusters < tiles) hopper::announce(1 + other, 256);

@@ -17,7 +17,7 @@ void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what
 
 // codes * scales is about [left, activation(x)]. x: [M, K], left: [M, L], rows of lines of eight elements, 16-bit;
 // activation: as in rows.h, with GEGLU K is twice what x gives. codes: [M, L + K], dense, f8e4m3 or i8; scales: [M, 1],
-// f32. threads: of a block, a multiple of 32; four lines of the result for each at most.
+// f32. threads: of a row, a multiple of 32; five lines of the result for each at most.
 void quantise_rows(const Tensor x, const std::optional<Tensor> left, Tensor codes, Tensor scales, int64_t activation,
                    int64_t threads) {
   const auto type = x.scalar_type(), format = codes.scalar_type();
@@ -40,13 +40,15 @@ void quantise_rows(const Tensor x, const std::optional<Tensor> left, Tensor code
           "codes: expected as many columns as left and the activation give");
   require(threads % 32 == 0 && threads >= 32 && threads <= rows::kMostThreads && threads * rows::kLines >= work.columns,
           "threads: expected a multiple of 32, enough for the row");
+  work.rows = static_cast<int>(x.size(0));
   work.threads = static_cast<int>(threads);
   work.codes = codes.mutable_data_ptr();
   work.scales = static_cast<float*>(scales.mutable_data_ptr());
   const OnDeviceOf here(x);
   void* arguments[] = {&work};
-  Launch launch(1, work.threads, rows::kShared, here.stream);
-  launch_clusters(launch, kernel, static_cast<int>(x.size(0)), true, arguments, "rows in eight bits on Hopper");
+  const int together = rows::together(work.threads);
+  Launch launch(1, work.threads * together, rows::kShared, here.stream);
+  launch_clusters(launch, kernel, ceiling(work.rows, together), true, arguments, "rows in eight bits on Hopper");
 }
 
 }  // namespace

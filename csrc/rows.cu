@@ -1,7 +1,7 @@
 // Rows in eight bits with a scale each, of an activation or a gate, beside another tensor where there is one.
 //
-// A block makes a row, which its threads hold in registers as it would be stored in full: nothing is read or computed
-// twice, and no place stands idle because a row's length is no power of two.
+// A block or a warp makes a row, which its threads hold in registers as it would be stored in full: nothing is read or
+// computed twice, and few places stand idle because a row's length is no power of two.
 
 #include "activations.h"
 #include "codes.h"
@@ -29,16 +29,17 @@ __device__ float activated(float x, float gate) {
 template <typename T, bool kIntegers, int kActivation>
 __global__ void __launch_bounds__(kMostThreads) quantise(const __grid_constant__ Work work) {
   uint32_t* const shared = reinterpret_cast<uint32_t*>(hopper::shared_memory());
-  const int64_t row = blockIdx.x;
-  const T* const left = static_cast<const T*>(work.left) + row * work.left_pitch;
-  const T* const own = static_cast<const T*>(work.x) + row * work.pitch;
+  const Place place(work.threads);
+  if (place.row >= work.rows) return;
+  const T* const left = static_cast<const T*>(work.left) + place.row * work.left_pitch;
+  const T* const own = static_cast<const T*>(work.x) + place.row * work.pitch;
   const int gates = work.columns - work.width;
   hopper::await_earlier();
 
   uint32_t words[kLines][4], gate[kLines][4];
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    const int line = threadIdx.x + i * work.threads;
+    const int line = place.thread + i * work.threads;
     uint4 found{}, other{};
     if (line < work.width) {
       found = hopper::read_line_ahead(left + line * kLine);
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kMostThreads) quantise(const __grid_constant__
   if constexpr (kActivation != kNone) {
 #pragma unroll
     for (int i = 0; i < kLines; ++i) {
-      if (static_cast<int>(threadIdx.x) + i * work.threads < work.width) continue;
+      if (place.thread + i * work.threads < work.width) continue;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float2 x = hopper::widened<T>(words[i][j]), g = hopper::widened<T>(gate[i][j]);
@@ -60,8 +61,7 @@ __global__ void __launch_bounds__(kMostThreads) quantise(const __grid_constant__
       }
     }
   }
-  store<T, kIntegers>(words, work.columns, work.threads, shared,
-                      static_cast<unsigned char*>(work.codes) + row * work.columns * kLine, work.scales + row);
+  store<T, kIntegers>(words, place, work.columns, work.threads, shared, work.codes, work.scales);
 }
 
 #else

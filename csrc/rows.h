@@ -6,8 +6,11 @@
 namespace rewriter::rows {
 
 // Eight elements of 16 bits each; so many of them for a thread, at most.
-constexpr int kLine = 8, kLines = 4;
-constexpr int kMostThreads = 1024;
+constexpr int kLine = 8, kLines = 5;
+constexpr int kMostThreads = 512;
+// Rows of a block, where a warp makes a row.
+constexpr int kTogether = 4;
+constexpr int together(int threads) { return threads == 32 ? kTogether : 1; }
 // A word for each warp, of three sums or maxima that follow one another.
 constexpr int kShared = 3 * kMostThreads / 32 * 4;
 
@@ -18,7 +21,7 @@ struct Work {
   const void *x, *left;
   int64_t pitch, left_pitch;  // elements from a row to the next
   int width, columns;         // lines of `left`, and of the result: those of `left` first
-  int threads;
+  int rows, threads;          // and threads of a row
   void* codes;
   float* scales;
 };

@@ -40,4 +40,10 @@ inline Tensor scratch(const Tensor& like, int64_t bytes) {
   return torch::stable::new_empty(like, {bytes}, ScalarType::Byte);
 }
 
+// The smallest whole number that is not below value / by.
+template <typename Value, typename By>
+constexpr auto ceiling(Value value, By by) {
+  return (value + by - 1) / by;
+}
+
 }  // namespace rewriter

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def quantised_linear_geglu(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor,
-    **way: int,
+    **way: Any,
 ) -> torch.Tensor:
     """hidden * gelu(gate); the rest as in `quantised_linear`."""
     return quantised_linear(codes, scales, weight, weight_scales, bias, gated=True, **way)
@@ -118,11 +119,11 @@ def takes_geglu(*operands: torch.Tensor) -> str | None:
 
 
 def configs(codes: torch.Tensor, _: torch.Tensor, weight: torch.Tensor, *__: torch.Tensor) -> Sequence[Config]:
-    """Tiles and clusters. Large products have tiles enough for turns, and for wide ones that read least."""
+    """Tiles and clusters. Large products have tiles enough for turns; four blocks then read least for each product."""
     rows = codes.numel() // codes.shape[-1]
     shapes = [(128, False, 2, 1), (128, False, 1, 2)]
     if rows * weight.shape[0] >= _MANY_RESULTS:
-        shapes = [(128, True, 2, 1), (128, True, 1, 2), (256, False, 2, 1), *shapes[:1]]
+        shapes = [(128, True, 2, 2), (128, True, 2, 1), (128, True, 1, 2), (256, False, 2, 2), (256, False, 2, 1)]
     return [dict(zip(("rows", "alternate", "across", "along"), shape, strict=True)) for shape in shapes]
 
 

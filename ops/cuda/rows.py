@@ -14,8 +14,8 @@ Optional = torch.Tensor | None
 
 # In the order of csrc/rows.h.
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "geglu")
-# Elements of a line, lines for a thread, and threads of a block.
-_LINE, _LINES, _THREADS = 8, (4, 2, 1), 1024
+# Elements of a line, lines for a thread, and threads of a row.
+_LINE, _LINES, _THREADS = 8, (5, 2, 1), 512
 _WARP = 32
 # Elements of a row.
 LONGEST = _LINE * _LINES[0] * _THREADS
@@ -26,7 +26,7 @@ def gated_quantised(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """quantise_rows([left, activation(x)]), operands as in the reference; computed in f32, rounded as if stored.
 
-    threads: of a block, which makes a row.
+    threads: of a row, which a block makes, or a warp.
     """
     columns = _columns(x, activation, left)
     codes = torch.empty((*x.shape[:-1], columns), dtype=FORMATS[kind], device=x.device)
@@ -67,7 +67,7 @@ def gated_configs(x: torch.Tensor, activation: str, left: Optional, *_: str) -> 
 
 
 def thread_configs(columns: int) -> Sequence[Config]:
-    """Threads with four lines, with two or with one for each: where rows are long, few that have much to do."""
+    """Threads with five lines, with two or with one for each: where rows are long, few that have much to do."""
     lines = columns // _LINE
     counts = [-(-lines // (each * _WARP)) * _WARP for each in _LINES]
     return [{"threads": count} for count in dict.fromkeys(counts) if count <= _THREADS]

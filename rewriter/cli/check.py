@@ -11,7 +11,6 @@ from rewriter.errors import RuleError
 
 if TYPE_CHECKING:
     from rewriter.language import RuleSet
-    from rewriter.language.rule import Rule
 
 NAME = "check"
 SUMMARY = "validate and lint rule files"
@@ -74,33 +73,7 @@ def _check(files: list[str]) -> tuple[list[RuleError], int]:
                 load_rules(list(sets))
             except RuleError as error:
                 errors.append(error)
-        errors += _unknown_rivals([rule for rules in sets for rule in rules])
     return errors, sum(len(rules) for rules in sets)
-
-
-def _unknown_rivals(rules: list[Rule]) -> list[RuleError]:
-    """Rivals that are neither here nor in a pack: a file may name rules of another one, but not a rule of none."""
-    from rewriter.language import load_rules
-    from rewriter.language.loader import packs
-    from rewriter.language.names import nearest
-
-    known = {rule.id for rule in rules}
-    if all(rival in known for rule in rules for rival in rule.rivals):
-        return []
-    known |= {rule.id for pack in packs() for rule in load_rules(pack)}
-    return [
-        RuleError(
-            "rivals names no rule",
-            position=rule.position,
-            rule=rule.id,
-            found=rival,
-            expected="the id of a rule in one of these files or in a pack",
-            suggestion=nearest(rival, known),
-        )
-        for rule in rules
-        for rival in rule.rivals
-        if rival not in known
-    ]
 
 
 def _error_document(error: RuleError) -> dict[str, Any]:

@@ -43,7 +43,6 @@ _RULE_KEYS = (
         "tolerance",
         "loses",
         "saves",
-        "rivals",
     ),
 )
 _CONDITION_KEYS = (
@@ -126,7 +125,6 @@ class RuleReader(Reader):
             tolerance=self.positive(found["tolerance"], "tolerance") if "tolerance" in found else 2.0,
             loses={name: self.choice(kinds.LOSSES)(item, "loses") for name, item in self.section("loses").items()},
             saves=self.choice(kinds.SAVINGS)(found["saves"], "saves") if "saves" in found else "time",
-            rivals=self.one_or_more(found["rivals"], self.rival, "rivals") if "rivals" in found else (),
             position=found["id"].position,
             match_text=str(found["match"].value),
             replace_text=str(found["replace"].value),
@@ -135,12 +133,6 @@ class RuleReader(Reader):
         )
         check_rule(rule, self)
         return rule
-
-    def rival(self, item: Item, what: str) -> str:
-        name = _identifier(self, item, what)
-        if name == self.rule:
-            self.fail("a rule is no rival of itself", item.position, found=name, expected="the id of another rule")
-        return name
 
     def section(self, key: str) -> Mapping[str, Item]:
         return self.mapping(self.found[key], key) if key in self.found else {}

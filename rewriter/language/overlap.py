@@ -11,8 +11,7 @@ from rewriter.language.syntax import Operand, Sequence, Var, read_variables
 
 
 def check_set(rules: RuleSet) -> None:
-    """Raises RuleError for two rules with one id, a rule that can never fire because of an earlier one, or a rival that
-    is tried first anyway."""
+    """Raises RuleError for two rules with one id, or a rule that can never fire because of an earlier one."""
     seen: dict[str, Rule] = {}
     patterns: dict[tuple[object, ...], list[tuple[Rule, dict[str, int]]]] = {}
     for rule in rules:
@@ -35,14 +34,6 @@ def check_set(rules: RuleSet) -> None:
                     expected="another pattern, a stricter earlier rule, or a higher benefit",
                 )
         patterns[form].append((rule, numbers))
-        for rival in rule.rivals:
-            if rival in seen:
-                raise RuleError(
-                    f"{rival} ({seen[rival].position}) is tried before this rule",
-                    position=rule.position,
-                    rule=rule.id,
-                    expected=f"rivals that come later; name {rule.id} among those of {rival} instead",
-                )
 
 
 def _normal_form(rule: Rule) -> tuple[tuple[object, ...], dict[str, int]]:

@@ -77,7 +77,6 @@ class Rule:
     tolerance: float
     loses: Mapping[str, str]
     saves: str
-    rivals: tuple[str, ...]
     position: Position
     match_text: str
     replace_text: str

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -15,7 +15,6 @@ from rewriter.graph.conditions import Target
 from rewriter.graph.engine import Blocked, Rewrite, Rewritten, rewrite
 from rewriter.graph.view import Node, View
 from rewriter.language.rule import RuleSet
-from rewriter.measure import rivals
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.grouping import regions
 from rewriter.measure.region import Lying, Pair, TensorPlan, Unmeasurable, cut
@@ -23,8 +22,6 @@ from rewriter.measure.timing import Timing, compare
 from rewriter.measure.whole import Inputs
 
 _log = logging.getLogger("rewriter")
-# Makes ready what will be timed.
-Prepare: TypeAlias = Callable[[Iterable[Callable[[], Any]]], None]
 # What is blocked can make room for another rule, which is measured in its turn.
 _ROUNDS = 4
 
@@ -61,7 +58,7 @@ class Regions:
         self._unmeasurable: dict[str, list[str]] = {}
         self.unmeasured = frozenset(rule.id for rule in rules if rule.saves == "memory")
 
-    def run(self, prepare: Prepare = lambda _: None) -> Rewritten:
+    def run(self, prepare: Callable[[Iterable[Callable[[], Any]]], None]) -> Rewritten:
         """The rewrites that pay. `prepare` is given what will be timed of another form than the first."""
         result = self.first
         blocked: Blocked = frozenset()
@@ -70,7 +67,7 @@ class Regions:
                 self.seen.setdefault((done.rule, done.origins), done)
             losing = self.losing(result)
             if not losing:
-                return rivals.settle(self, result, blocked, prepare)
+                return result
             blocked |= losing
             _log.info("measuring, round %d: %d rewrites do not pay", round_number + 1, len(losing))
             result = self.rewritten(blocked)
@@ -146,12 +143,8 @@ class Regions:
         try:
             return self.timed(self.pair(origins, after, lying), name, known).pays
         except (Unmeasurable, RuntimeError) as error:
-            self.not_timed(name, error, rewrites[0].site)
+            self._unmeasurable.setdefault(f"{name}: {cause_of(error)}", []).append(rewrites[0].site)
             return False
-
-    def not_timed(self, name: str, error: Exception, site: str) -> None:
-        """Remembers why a region could not be timed."""
-        self._unmeasurable.setdefault(f"{name}: {cause_of(error)}", []).append(site)
 
     @property
     def unmeasurable(self) -> tuple[str, ...]:

@@ -121,12 +121,3 @@ def test_a_terminal_without_the_files_letters(rule_file: WriteRules, monkeypatch
     bad = rule_file("bad.yaml", "id: dropout-off", "id: größe")
     assert main(["check", str(bad)]) == 1
     assert b"(found gr\\xf6\\xdfe, expected such as group-norm-silu)" in out.getvalue()
-
-
-def test_a_rival_has_to_be_a_rule(rule_file: WriteRules, capsys: pytest.CaptureFixture[str]) -> None:
-    last = "    dims: {N: 1..3, C: 1..40}"
-    for name, status in (("add-layer-norm", 0), ("double-relu", 0), ("add-layer-nrm", 1)):
-        assert main(["check", str(rule_file("rivals.yaml", last, f"{last}\n    rivals: [{name}]"))]) == status
-    out = capsys.readouterr().out
-    assert "rule dropout-off: rivals names no rule (found add-layer-nrm, expected the id of a rule" in out
-    assert "did you mean add-layer-norm?" in out

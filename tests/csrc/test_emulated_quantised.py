@@ -17,7 +17,7 @@ from rewriter.ops.cuda import quantised
 WAYS = [
     {"rows": rows, "alternate": alternate, "across": across, "along": along}
     for rows, alternate in ((256, False), (128, False), (128, True))
-    for across, along in ((1, 1), (2, 1), (1, 2))
+    for across, along in ((1, 1), (2, 1), (1, 2), (2, 2))
 ]
 
 
@@ -88,7 +88,7 @@ def test_a_spoilt_row_stays_alone(chip: Chip) -> None:
     [
         ({"rows": 64}, "rows"),
         ({"rows": 256, "alternate": True}, "rows"),
-        ({"across": 2, "along": 2}, "across"),
+        ({"across": 3}, "across"),
         ({"columns": 36}, "multiple of 8"),
         ({"gated": True}, "one for each row"),
     ],

@@ -149,7 +149,9 @@ def test_what_it_does_not_take_is_said(chip: Chip, wrong: dict[str, object], mes
         chip.ops.quantise_rows(x, None, codes, scales, wrong.get("activation", 0), wrong.get("threads", 32))
 
 
-@pytest.mark.parametrize(("columns", "left", "threads"), [(12288, 3072, 480), (5120, 0, 160), (1280, 0, 64)])
+@pytest.mark.parametrize(
+    ("columns", "left", "threads"), [(12288, 3072, 384), (5120, 0, 128), (1280, 0, 32), (640, 0, 32)]
+)
 def test_threads_of_known_rows(columns: int, left: int, threads: int) -> None:
     """Flux's and SDXL's."""
     x = torch.empty(2, columns, device="meta")

@@ -129,9 +129,3 @@ def test_endless(match: str, replace: str, names: str, extra: str, refused: Call
 )
 def test_not_endless(match: str, replace: str, names: str, extra: str, load: Callable[[str], RuleSet]) -> None:
     assert len(load(HEAD + rule("fine", match, replace, names, extra))) == 1
-
-
-def test_a_rival_comes_later(refused: Callable[[str], str]) -> None:
-    first = rule("first", "y = aten::relu(x)", "y = aten::tanh(x)", "x")
-    second = rule("second", "y = aten::silu(x)", "y = aten::tanh(x)", "x", "rivals: first")
-    assert "rule second: first (5:9) is tried before this rule" in refused(HEAD + first + second)

@@ -72,7 +72,6 @@ DOCUMENT: dict[str, Any] = {
             "tolerance": 2,
             "loses": {"x": "f8e4m3"},
             "saves": "memory",
-            "rivals": ["other-rule"],
         }
     ],
 }
