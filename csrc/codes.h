@@ -1,4 +1,4 @@
-// How a row that the threads of a block hold becomes eight bits with a scale, and what is summed up over it before.
+// How a row that the threads of a block or a warp hold becomes eight bits with a scale.
 #pragma once
 
 #include "hopper.h"
@@ -29,7 +29,7 @@ struct Place {
   int thread;
 };
 
-// The largest number, or the sum, of all threads of a row. `shared`: a word for each warp, which nobody reads any more.
+// The largest number of all threads of a row. `shared`: a word for each warp, which nobody reads any more.
 __device__ inline uint32_t largest_of_row(uint32_t own, uint32_t* shared, int threads) {
   own = hopper::largest_of_warp(own);
   if (threads == 32) return own;
@@ -37,21 +37,6 @@ __device__ inline uint32_t largest_of_row(uint32_t own, uint32_t* shared, int th
   if (lane == 0) shared[threadIdx.x / 32] = own;
   __syncthreads();
   return hopper::largest_of_warp(lane < warps ? shared[lane] : 0);
-}
-
-__device__ inline float sum_of_warp(float own) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) own += __shfl_xor_sync(0xFFFFFFFF, own, lanes);
-  return own;
-}
-
-__device__ inline float sum_of_row(float own, float* shared, int threads) {
-  own = sum_of_warp(own);
-  if (threads == 32) return own;
-  const int lane = threadIdx.x % 32, warps = threads / 32;
-  if (lane == 0) shared[threadIdx.x / 32] = own;
-  __syncthreads();
-  return sum_of_warp(lane < warps ? shared[lane] : 0.0f);
 }
 
 __device__ inline void assign(uint32_t (&words)[4], uint4 line) {

@@ -1,6 +1,6 @@
 // Layer norms that write rows of eight bits with a scale each, with the residual, the gate and the modulation around them.
 //
-// A block or a warp makes a row, as in rows.cu: the norm is never stored in full.
+// A warp makes a row, which its lanes hold in registers: the norm is never stored in full.
 
 #include "codes.h"
 #include "hopper.h"
@@ -14,13 +14,19 @@ namespace {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Lines of a row that belong to a thread; beyond the row, zeros.
+__device__ float sum_of_warp(float own) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) own += __shfl_xor_sync(0xFFFFFFFF, own, lanes);
+  return own;
+}
+
+// The lines of a row that belong to this lane; beyond the row, zeros.
 template <typename T>
-__device__ void read(uint32_t (&words)[kLines][4], const void* row, const Norm& norm, int thread) {
+__device__ void read(uint32_t (&words)[kLines][4], const void* row, int columns) {
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    const int line = thread + i * norm.threads;
-    assign(words[i], line < norm.columns ? hopper::read_line_ahead(static_cast<const T*>(row) + line * kLine) : uint4{});
+    const int line = threadIdx.x % 32 + i * 32;
+    assign(words[i], line < columns ? hopper::read_line_ahead(static_cast<const T*>(row) + line * kLine) : uint4{});
   }
 }
 
@@ -30,23 +36,22 @@ __device__ const T* at(const void* tensor, int64_t element) {
 }
 
 template <typename T, bool kIntegers, int kAddend, bool kModulated>
-__global__ void __launch_bounds__(kMostThreads) normalise(const __grid_constant__ Norm norm) {
-  uint32_t* const shared = reinterpret_cast<uint32_t*>(hopper::shared_memory());
-  const Place place(norm.threads);
+__global__ void __launch_bounds__(kTogether * 32) normalise(const __grid_constant__ Norm norm) {
+  const Place place(32);
   if (place.row >= norm.rows) return;
   const int64_t sample = place.row / norm.each;
-  const int warps = norm.threads / 32, elements = norm.columns * kLine;
+  const int elements = norm.columns * kLine;
   hopper::await_earlier();
 
   // All that is read first is under way before any of it is waited for.
   uint32_t words[kLines][4], more[kLines][4];
-  read<T>(words, at<T>(norm.x, place.row * norm.pitch), norm, place.thread);
-  if constexpr (kAddend != kNothing) read<T>(more, at<T>(norm.y, place.row * norm.y_pitch), norm, place.thread);
+  read<T>(words, at<T>(norm.x, place.row * norm.pitch), norm.columns);
+  if constexpr (kAddend != kNothing) read<T>(more, at<T>(norm.y, place.row * norm.y_pitch), norm.columns);
   float2 values[kLines][4];
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    const int line = place.thread + i * norm.threads;
+    const int line = place.thread + i * 32;
     uint32_t gate[4];
     if constexpr (kAddend == kGatedResidual) {
       assign(gate, line < norm.columns
@@ -74,25 +79,25 @@ __global__ void __launch_bounds__(kMostThreads) normalise(const __grid_constant_
     }
   }
   uint32_t weight[kLines][4], bias[kLines][4];
-  if (norm.weight != nullptr) read<T>(weight, norm.weight, norm, place.thread);
-  if (norm.bias != nullptr) read<T>(bias, norm.bias, norm, place.thread);
+  if (norm.weight != nullptr) read<T>(weight, norm.weight, norm.columns);
+  if (norm.bias != nullptr) read<T>(bias, norm.bias, norm.columns);
 
-  const float mean = sum_of_row(sum, reinterpret_cast<float*>(shared), norm.threads) / elements;
+  const float mean = sum_of_warp(sum) / elements;
   float square = 0;
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    if (place.thread + i * norm.threads >= norm.columns) continue;
+    if (place.thread + i * 32 >= norm.columns) continue;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       values[i][j] = make_float2(values[i][j].x - mean, values[i][j].y - mean);
       square += values[i][j].x * values[i][j].x + values[i][j].y * values[i][j].y;
     }
   }
-  const float variance = sum_of_row(square, reinterpret_cast<float*>(shared + warps), norm.threads) / elements;
+  const float variance = sum_of_warp(square) / elements;
   const float factor = 1.0f / sqrtf(variance + norm.eps);
 #pragma unroll
   for (int i = 0; i < kLines; ++i) {
-    const int line = place.thread + i * norm.threads;
+    const int line = place.thread + i * 32;
     if (line >= norm.columns) continue;
     uint32_t scale[4], shift[4];
     if constexpr (kModulated) {
@@ -117,7 +122,7 @@ __global__ void __launch_bounds__(kMostThreads) normalise(const __grid_constant_
       words[i][j] = hopper::narrowed<T>(z.x, z.y);
     }
   }
-  store<T, kIntegers>(words, place, norm.columns, norm.threads, shared + 2 * warps, norm.codes, norm.scales);
+  store<T, kIntegers>(words, place, norm.columns, 32, nullptr, norm.codes, norm.scales);
 }
 
 #else

@@ -15,8 +15,7 @@ struct Norm {
   int64_t pitch, y_pitch;                          // elements from a row to the next
   int64_t gate_pitch, scale_pitch, shift_pitch;    // and from a sample to the next
   int each;                                        // rows of a sample
-  int columns;                                     // lines of a row
-  int rows, threads;                               // and threads of a row
+  int rows, columns;                               // and lines of a row, as many as a warp takes at most
   float eps;
   void *total, *codes;
   float* scales;

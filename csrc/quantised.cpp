@@ -11,7 +11,6 @@
 namespace rewriter {
 namespace {
 
-using quantised::Kernel;
 using quantised::Work;
 
 void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what); }
@@ -21,12 +20,11 @@ bool starts_at(const void* pointer, uintptr_t bytes) { return reinterpret_cast<u
 // y = (x * row_scales) @ (weight * column_scales).T + bias + residual, or with `gated` of its two halves side by side
 // hidden * gelu(gate). x: [M, K], weight: [N, K], dense, K a multiple of 16: f8e4m3, two elements in one of 16 bits, so
 // that both have K / 2 columns. row_scales: [M], column_scales: [N], f32; bias: [N], f16 or bf16; y: [M, N] or, gated,
-// [M, N / 2], dense, of a multiple of 8 columns, and residual likewise. rows: of a tile's results; alternate: whether both
-// groups of a block have tiles of their own; across, along: blocks of a cluster that share rows, and columns; band: row
-// groups done before the next.
+// [M, N / 2], dense, of a multiple of 8 columns, and residual likewise. alternate: whether both groups of a block have tiles
+// of their own; across, along: blocks of a cluster that share rows, and columns; band: row groups done before the next.
 void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weight, const Tensor column_scales,
-                      const Tensor bias, const std::optional<Tensor> residual, Tensor y, bool gated, int64_t rows,
-                      bool alternate, int64_t across, int64_t along, int64_t band) {
+                      const Tensor bias, const std::optional<Tensor> residual, Tensor y, bool gated, bool alternate,
+                      int64_t across, int64_t along, int64_t band) {
   const auto type = bias.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "bias: expected f16 or bf16");
   require(x.dim() == 2 && weight.dim() == 2 && y.dim() == 2, "x, weight, y: expected matrices");
@@ -36,12 +34,11 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
               column_scales.numel() == weight.size(0) && row_scales.numel() == x.size(0) && y.size(0) == x.size(0),
           "scales, bias, y: expected one for each row of x and of the weight");
   require(!gated || !residual.has_value(), "residual: expected none with gates");
-  require((across == 1 || across == 2) && (along == 1 || along == 2), "across, along: expected 1 or 2");
+  require((across == 1 || across == 2) && (along == 1 || along == 2) && across * along <= 2,
+          "across, along: expected 1 and 1, 1 and 2, or 2 and 1");
   require(band >= 1, "band: expected 1 or more");
   require(starts_at(bias.const_data_ptr(), 4) && starts_at(column_scales.const_data_ptr(), 8),
           "bias, column_scales: expected to start at multiples of 4 and 8 bytes");
-  const Kernel kernel = quantised::kernel(static_cast<int>(rows), type == ScalarType::Half, gated, alternate);
-  require(kernel.address != nullptr, "rows: expected 128, or 256 that do not alternate");
   const OnDeviceOf here(x);
   Work work{};
   work.rows = static_cast<int>(x.size(0));
@@ -56,13 +53,15 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
   work.bias = bias.const_data_ptr();
   work.residual = residual.has_value() ? residual->const_data_ptr() : nullptr;
   work.result = y.mutable_data_ptr();
-  work.row_groups = ceiling(ceiling(work.rows, kernel.rows), static_cast<int>(along));
-  work.column_groups = ceiling(ceiling(work.results, kernel.results), static_cast<int>(across));
-  CUtensorMap left = rows_of(x, quantised::kDepth, kernel.rows / static_cast<int>(across));
+  work.row_groups = ceiling(ceiling(work.rows, quantised::kRows), static_cast<int>(along));
+  const int columns = gated ? quantised::kColumns / 2 : quantised::kColumns;
+  work.column_groups = ceiling(ceiling(work.results, columns), static_cast<int>(across));
+  CUtensorMap left = rows_of(x, quantised::kDepth, quantised::kRows / static_cast<int>(across));
   CUtensorMap right = rows_of(weight, quantised::kDepth, quantised::kColumns / 2);
   void* arguments[] = {&left, &right, &work};
-  Launch launch(static_cast<int>(across * along), hopper::kThreads, kernel.shared, here.stream);
-  launch_clusters(launch, kernel.address, work.row_groups * work.column_groups, false, arguments,
+  Launch launch(static_cast<int>(across * along), hopper::kThreads, quantised::Tile::kShared, here.stream);
+  const void* const kernel = quantised::kernel(type == ScalarType::Half, gated, alternate);
+  launch_clusters(launch, kernel, work.row_groups * work.column_groups, false, arguments,
                   "a product in eight bits on Hopper");
 }
 
@@ -71,7 +70,7 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
 STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
   library.def(
       "quantised_linear(Tensor x, Tensor row_scales, Tensor weight, Tensor column_scales, Tensor bias, Tensor? residual, "
-      "Tensor(a!) y, bool gated, int rows, bool alternate, int across, int along, int band) -> ()");
+      "Tensor(a!) y, bool gated, bool alternate, int across, int along, int band) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) {

@@ -6,9 +6,9 @@
 // other, or have tiles of their own in turns. A tile has 160 columns: neighbours, or 80 and the 80 gates for them.
 //
 // Products take half as long as in f16, the end of a tile as long: where a block has several tiles, one group ends one
-// while the other multiplies. That reads more of L2 for each product than a tile of both groups.
+// while the other multiplies.
 //
-// Blocks of a cluster share what they read: two of them rows or columns, four both; each loads its part for the others.
+// Two blocks of a cluster share what they read: the rows, or the columns; each loads its part for both.
 
 #include "activations.h"
 #include "feeding.h"
@@ -28,6 +28,8 @@ namespace {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int kHalf = kColumns / 2;
+// Of both groups.
+constexpr int kMultiplying = hopper::kWarps * 32;
 
 // What two neighbouring columns are multiplied by, and what is added to them.
 struct Ends {
@@ -102,13 +104,13 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
   }
 }
 
-template <typename T, int kBlocks, int kGroups, bool kGated>
+// kGroups: of four warps that share a tile, both or one.
+template <typename T, int kGroups, bool kGated>
 __global__ void __launch_bounds__(hopper::kThreads, 1)
     multiply(const __grid_constant__ CUtensorMap left_map, const __grid_constant__ CUtensorMap right_map,
              const __grid_constant__ Work work) {
-  using Shape = Tile<kBlocks, kGroups>;
-  constexpr int kResults = kGated ? kHalf : kColumns;
-  const auto [left, right, parts, full, empty] = hopper::Memory<Shape>();
+  constexpr int kResults = kGated ? kHalf : kColumns, kBlocks = kRows / (64 * kGroups);
+  const auto [left, right, parts, full, empty] = hopper::Memory<Tile>();
 
   const int size = work.across * work.along, rank = static_cast<int>(hopper::rank_in_cluster());
   // The same in all lanes of a warp, which the compiler cannot know of a division: descriptors are uniform then.
@@ -116,10 +118,10 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
   if (threadIdx.x == 0) {
     hopper::prefetch(left_map);
     hopper::prefetch(right_map);
-    for (int stage = 0; stage < Shape::kStages; ++stage) {
+    for (int stage = 0; stage < Tile::kStages; ++stage) {
       hopper::make_barrier(full + stage, 1);
-      // Every warp reads what this block loads that multiplies this tile, here or where it is shared.
-      hopper::make_barrier(empty + stage, hopper::kWarps / 2 * kGroups * hopper::sharers(work));
+      // Every warp of the cluster that multiplies this tile reads what this block loads.
+      hopper::make_barrier(empty + stage, hopper::kWarps / 2 * kGroups * size);
     }
     hopper::publish_barriers();
   }
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      hopper::feed<Shape, kDepth, kResults>(work, left_map, right_map, left, right, full, empty, cluster, clusters, tiles,
+      hopper::feed<Tile, kDepth, kResults>(work, left_map, right_map, left, right, full, empty, cluster, clusters, tiles,
                                             rank, work.apart);
     }
     // The others of the first warp must not wait for the cluster before its first thread does.
@@ -143,18 +145,18 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
     const int half = kGroups == 1 ? 0 : group - 1;
     unsigned char* const part = parts + (warp - 4) * hopper::kPart;
     float sums[kBlocks][kHalf];
-    const int reader = lane < size && hopper::share(work, rank, lane) ? lane : -1;
     // A group's turn begins when the other's last products are under way: a barrier of the ring tells phases apart by their
     // parity only, so that no group may be two of them ahead of what is copied.
     const int own = group - 1, other = 1 - own;
-    if (kGroups == 1 && own == 1) hopper::announce(1 + other, 256);
+    if (kGroups == 1 && own == 1) hopper::announce(1 + other, kMultiplying);
     for (int tile = cluster, turn = 0; tile < tiles; tile += clusters, ++turn) {
       if (kGroups == 1 && turn % 2 != own) continue;
-      const hopper::Spot spot = hopper::spot_of(work, tile, rank, Shape::kRows, kResults);
-      auto ring = hopper::Ring<Shape::kStages>::after(turn * work.steps);
-      if constexpr (kGroups == 1) hopper::meet(1 + own, 256);
+      const hopper::Spot spot = hopper::spot_of(work, tile, rank, kRows, kResults);
+      auto ring = hopper::Ring<Tile::kStages>::after(turn * work.steps);
+      const int reader = lane < size ? lane : -1;
+      if constexpr (kGroups == 1) hopper::meet(1 + own, kMultiplying);
       const auto issued = [&] {
-        if (kGroups == 1 && tile + clusters < tiles) hopper::announce(1 + other, 256);
+        if (kGroups == 1 && tile + clusters < tiles) hopper::announce(1 + other, kMultiplying);
       };
       hopper::add_products<__nv_fp8_e4m3, kDepth, kGroups>(sums, false, ring, 0, work.steps, left, right, half, full,
                                                            empty, reader, issued);
@@ -170,31 +172,22 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
 
 #else
 
-template <typename T, int kBlocks, int kGroups, bool kGated>
+template <typename T, int kGroups, bool kGated>
 __global__ void multiply(const __grid_constant__ CUtensorMap, const __grid_constant__ CUtensorMap,
                          const __grid_constant__ Work) {}
 
 #endif
 
-template <int kBlocks, int kGroups, bool kGated>
-Kernel instance(bool f16) {
-  using Shape = Tile<kBlocks, kGroups>;
-  return {f16 ? hopper::address_of(multiply<__half, kBlocks, kGroups, kGated>)
-              : hopper::address_of(multiply<__nv_bfloat16, kBlocks, kGroups, kGated>),
-          Shape::kRows, kGated ? kColumns / 2 : kColumns, Shape::kShared};
-}
-
-template <bool kGated>
-Kernel instance_of(int rows, bool f16, bool alternate) {
-  if (rows == 128) return alternate ? instance<2, 1, kGated>(f16) : instance<1, 2, kGated>(f16);
-  if (rows == 256 && !alternate) return instance<2, 2, kGated>(f16);
-  return {};
+template <typename T>
+const void* instance(bool gated, bool alternate) {
+  if (gated) return alternate ? hopper::address_of(multiply<T, 1, true>) : hopper::address_of(multiply<T, 2, true>);
+  return alternate ? hopper::address_of(multiply<T, 1, false>) : hopper::address_of(multiply<T, 2, false>);
 }
 
 }  // namespace
 
-Kernel kernel(int rows, bool f16, bool gated, bool alternate) {
-  return gated ? instance_of<true>(rows, f16, alternate) : instance_of<false>(rows, f16, alternate);
+const void* kernel(bool f16, bool gated, bool alternate) {
+  return f16 ? instance<__half>(gated, alternate) : instance<__nv_bfloat16>(gated, alternate);
 }
 
 }  // namespace rewriter::quantised

@@ -7,13 +7,10 @@ namespace rewriter::quantised {
 
 // Of 16 bits, so that a step's rows are 128 bytes: as many elements of eight bits again.
 constexpr int kDepth = 64;
-constexpr int kColumns = 160;
+constexpr int kRows = 128, kColumns = 160;
 
-// kBlocks: of 64 rows, for each group of four warps; kGroups: that share a tile, both or one.
-template <int kBlocks, int kGroups>
-struct Tile : hopper::Stages<64 * kBlocks * kGroups, kColumns, kDepth> {
-  static_assert(Tile::kRight / 2 % hopper::kAlignment == 0);
-};
+using Tile = hopper::Stages<kRows, kColumns, kDepth>;
+static_assert(Tile::kRight / 2 % hopper::kAlignment == 0);
 
 struct Work {
   int rows, results;              // of the whole result
@@ -27,15 +24,8 @@ struct Work {
   void* result;
 };
 
-// An instance: its address as launches take it, the rows and the results of a block, the shared memory that it needs. Its
-// arguments: both operands for the copy engine, Work.
-struct Kernel {
-  const void* address;
-  int rows, results, shared;
-};
-
-// The instance for tiles of 128 or 256 rows, without an address for others. gated: half of a tile's columns are gates;
-// alternate: each group has tiles of its own, of 128 rows.
-Kernel kernel(int rows, bool f16, bool gated, bool alternate);
+// The address of the instance as launches take it. gated: half of a tile's columns are gates; alternate: each group of four
+// warps has tiles of its own. Its arguments: both operands for the copy engine, Work.
+const void* kernel(bool f16, bool gated, bool alternate);
 
 }  // namespace rewriter::quantised

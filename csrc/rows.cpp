@@ -17,9 +17,8 @@ void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what
 
 // codes * scales is about [left, activation(x)]. x: [M, K], left: [M, L], rows of lines of eight elements, 16-bit;
 // activation: as in rows.h, with GEGLU K is twice what x gives. codes: [M, L + K], dense, f8e4m3 or i8; scales: [M, 1],
-// f32. threads: of a row, a multiple of 32; five lines of the result for each at most.
-void quantise_rows(const Tensor x, const std::optional<Tensor> left, Tensor codes, Tensor scales, int64_t activation,
-                   int64_t threads) {
+// f32.
+void quantise_rows(const Tensor x, const std::optional<Tensor> left, Tensor codes, Tensor scales, int64_t activation) {
   const auto type = x.scalar_type(), format = codes.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "x: expected f16 or bf16");
   require(format == ScalarType::Float8_e4m3fn || format == ScalarType::Char, "codes: expected f8e4m3 or i8");
@@ -38,15 +37,15 @@ void quantise_rows(const Tensor x, const std::optional<Tensor> left, Tensor code
   require(given == (work.columns - work.width) * (activation == rows::kGeglu ? 2 : 1) &&
               codes.size(1) % rows::kLine == 0,
           "codes: expected as many columns as left and the activation give");
-  require(threads % 32 == 0 && threads >= 32 && threads <= rows::kMostThreads && threads * rows::kLines >= work.columns,
-          "threads: expected a multiple of 32, enough for the row");
   work.rows = static_cast<int>(x.size(0));
-  work.threads = static_cast<int>(threads);
+  // As few as can hold a row: each has much to do, and what they find out about it goes few ways.
+  work.threads = ceiling(work.columns, 32 * rows::kLines) * 32;
+  require(work.threads <= rows::kMostThreads, "codes: expected rows of fewer elements");
   work.codes = codes.mutable_data_ptr();
   work.scales = static_cast<float*>(scales.mutable_data_ptr());
   const OnDeviceOf here(x);
   void* arguments[] = {&work};
-  const int together = rows::together(work.threads);
+  const int together = work.threads == 32 ? rows::kTogether : 1;
   Launch launch(1, work.threads * together, rows::kShared, here.stream);
   launch_clusters(launch, kernel, ceiling(work.rows, together), true, arguments, "rows in eight bits on Hopper");
 }
@@ -55,7 +54,7 @@ void quantise_rows(const Tensor x, const std::optional<Tensor> left, Tensor code
 
 STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
   library.def(
-      "quantise_rows(Tensor x, Tensor? left, Tensor(a!) codes, Tensor(b!) scales, int activation, int threads) -> ()");
+      "quantise_rows(Tensor x, Tensor? left, Tensor(a!) codes, Tensor(b!) scales, int activation) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) { library.impl("quantise_rows", TORCH_BOX(&quantise_rows)); }

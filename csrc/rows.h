@@ -10,9 +10,8 @@ constexpr int kLine = 8, kLines = 5;
 constexpr int kMostThreads = 512;
 // Rows of a block, where a warp makes a row.
 constexpr int kTogether = 4;
-constexpr int together(int threads) { return threads == 32 ? kTogether : 1; }
-// A word for each warp, of three sums or maxima that follow one another.
-constexpr int kShared = 3 * kMostThreads / 32 * 4;
+// A word for each warp.
+constexpr int kShared = kMostThreads / 32 * 4;
 
 // Of what comes from x; with GEGLU x has the gates behind.
 enum Activation : int { kNone, kGelu, kGeluTanh, kQuickGelu, kSilu, kGeglu, kActivations };

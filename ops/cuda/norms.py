@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from rewriter.ops.cuda.rows import LONGEST, in_lines, thread_configs
+from rewriter.ops.cuda.rows import OF_A_WARP, in_lines
 from rewriter.ops.cuda.tiles import aligned, refusal
 from rewriter.ops.low_precision import FORMATS
-from rewriter.ops.registry import Config, provide
+from rewriter.ops.registry import provide
 
 _VECTORS, _SAMPLES = ("weight", "bias"), ("gate", "scale", "shift")
 
@@ -37,6 +37,8 @@ class Norm:
             return reason
         if not all(in_lines(given[name]) for name in ("x", "y") if name in given):
             return "rows that are not made of whole lines of 16 bytes, or do not lie at one distance"
+        if x.shape[-1] > OF_A_WARP:
+            return "rows of more elements than a warp holds"
         if "y" in given and given["y"].shape != x.shape:
             return "a residual that broadcasts"
         vectors = [given[name] for name in _VECTORS if given[name] is not None]
@@ -44,13 +46,9 @@ class Norm:
             return "weights that are no dense vector of the rows' length"
         if any(_pitch(given[name], x) is None for name in _SAMPLES if name in given):
             return "a gate or a modulation other than a row of lines for each sample"
-        return None if x.shape[-1] <= LONGEST else "rows of too many elements"
+        return None
 
-    def configs(self, *arguments: Any) -> Sequence[Config]:
-        """As of rows that are quantised as they are."""
-        return thread_configs(arguments[0].shape[-1])
-
-    def __call__(self, *arguments: Any, threads: int) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
         given = dict(zip(self.roles, arguments, strict=True))
         x, y = given["x"], given.get("y")
         columns = x.shape[-1]
@@ -71,7 +69,6 @@ class Norm:
             given["eps"],
             x.shape[-2] if x.dim() > 1 else 1,
             *(0 if each is None else _pitch(each, x) for each in samples),
-            threads,
         )
         return (codes, scales) if total is None else (codes, scales, total)
 
@@ -88,7 +85,7 @@ NORMS = {
 def enter() -> None:
     """Adds the providers. The library must be loaded."""
     for name, norm in NORMS.items():
-        provide(name, "cuda", norm, norm.takes, norm.configs, ("triton",))
+        provide(name, "cuda", norm, norm.takes, instead_of=("triton",))
 
 
 def _pitch(tensor: torch.Tensor, x: torch.Tensor) -> int | None:

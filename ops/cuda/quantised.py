@@ -13,11 +13,12 @@ from rewriter.ops.registry import Config, provide
 
 Optional = torch.Tensor | None
 
+_TILE_ROWS, _TILE_COLUMNS, _MULTIPROCESSORS = 128, 160, 132
 # Rows that are done for all columns before the next ones: what runs at once reads few rows and few columns.
 _BAND = 2048
 # Below this many rows, tiles are mostly empty. From so many results on, a multiprocessor has two tiles or more.
 _FEWEST_ROWS = 64
-_MANY_RESULTS = 2 * 132 * 128 * 160
+_MANY_RESULTS = 2 * _MULTIPROCESSORS * _TILE_ROWS * _TILE_COLUMNS
 # The copy engine moves 16 elements at a time, the ends of a tile store 8.
 _DEPTH, _COLUMNS = 16, 8
 
@@ -31,7 +32,6 @@ def quantised_linear(
     residual: Optional = None,
     *,
     gated: bool = False,
-    rows: int,
     alternate: bool,
     across: int,
     along: int,
@@ -39,8 +39,8 @@ def quantised_linear(
     """(codes * scales) @ (weight * weight_scales).T + bias + residual, operands as in the reference; gated: hidden *
     gelu(gate) of the two halves. Sums in f32, with the digits that the tensor cores keep of them, rounded once.
 
-    rows: of a tile's results; alternate: whether both groups of a block have tiles of their own, in turns; across,
-    along: blocks of a cluster that share rows, and columns.
+    alternate: whether both groups of a block have tiles of their own, in turns; across, along: blocks of a cluster that
+    share rows, and columns.
     """
     columns = weight.shape[0] // 2 if gated else weight.shape[0]
     flat = codes.view(-1, codes.shape[-1])
@@ -54,11 +54,10 @@ def quantised_linear(
         None if residual is None else residual.view(-1, columns),
         y.view(-1, columns),
         gated,
-        rows,
         alternate,
         across,
         along,
-        _BAND // (rows * along),
+        _BAND // (_TILE_ROWS * along),
     )
     return y
 
@@ -119,12 +118,9 @@ def takes_geglu(*operands: torch.Tensor) -> str | None:
 
 
 def configs(codes: torch.Tensor, _: torch.Tensor, weight: torch.Tensor, *__: torch.Tensor) -> Sequence[Config]:
-    """Tiles and clusters. Large products have tiles enough for turns; four blocks then read least for each product."""
-    rows = codes.numel() // codes.shape[-1]
-    shapes = [(128, False, 2, 1), (128, False, 1, 2)]
-    if rows * weight.shape[0] >= _MANY_RESULTS:
-        shapes = [(128, True, 2, 2), (128, True, 2, 1), (128, True, 1, 2), (256, False, 2, 2), (256, False, 2, 1)]
-    return [dict(zip(("rows", "alternate", "across", "along"), shape, strict=True)) for shape in shapes]
+    """What is shared in clusters, and turns where there are tiles enough for them."""
+    many = codes.numel() // codes.shape[-1] * weight.shape[0] >= _MANY_RESULTS
+    return [{"alternate": many, "across": across, "along": along} for across, along in ((2, 1), (1, 2))]
 
 
 def enter() -> None:

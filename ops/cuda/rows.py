@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from rewriter.ops.cuda.tiles import aligned, refusal
 from rewriter.ops.low_precision import FORMATS
-from rewriter.ops.registry import Config, provide
+from rewriter.ops.registry import provide
 
 Optional = torch.Tensor | None
 
 # In the order of csrc/rows.h.
 ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "geglu")
-# Elements of a line, lines for a thread, and threads of a row.
-_LINE, _LINES, _THREADS = 8, (5, 2, 1), 512
-_WARP = 32
-# Elements of a row.
-LONGEST = _LINE * _LINES[0] * _THREADS
+# Elements of a line, lines for a thread, threads of a warp and of a block.
+_LINE, _LINES, _WARP, _THREADS = 8, 5, 32, 512
+# Elements of a row, and of one that a warp makes.
+LONGEST, OF_A_WARP = _LINE * _LINES * _THREADS, _LINE * _LINES * _WARP
 
 
-def gated_quantised(
-    x: torch.Tensor, activation: str, left: Optional, kind: str, *, threads: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """quantise_rows([left, activation(x)]), operands as in the reference; computed in f32, rounded as if stored.
-
-    threads: of a row, which a block makes, or a warp.
-    """
+def gated_quantised(x: torch.Tensor, activation: str, left: Optional, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """quantise_rows([left, activation(x)]), operands as in the reference; computed in f32, rounded as if stored."""
     columns = _columns(x, activation, left)
     codes = torch.empty((*x.shape[:-1], columns), dtype=FORMATS[kind], device=x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
     beside = None if left is None else left.view(-1, left.shape[-1])
     flat, number = x.view(-1, x.shape[-1]), ACTIVATIONS.index(activation)
-    torch.ops.rewriter_cuda.quantise_rows(flat, beside, codes.view(-1, columns), scales.view(-1, 1), number, threads)
+    torch.ops.rewriter_cuda.quantise_rows(flat, beside, codes.view(-1, columns), scales.view(-1, 1), number)
     return codes, scales
 
 
-def quantise_rows(x: torch.Tensor, kind: str, *, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise_rows(x: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """As the reference."""
-    return gated_quantised(x, "none", None, kind, threads=threads)
+    return gated_quantised(x, "none", None, kind)
 
 
 def takes_gated(x: torch.Tensor, activation: str, left: Optional, kind: str) -> str | None:
@@ -62,25 +54,10 @@ def takes_rows(x: torch.Tensor, kind: str) -> str | None:
     return takes_gated(x, "none", None, kind)
 
 
-def gated_configs(x: torch.Tensor, activation: str, left: Optional, *_: str) -> Sequence[Config]:
-    return thread_configs(_columns(x, activation, left))
-
-
-def thread_configs(columns: int) -> Sequence[Config]:
-    """Threads with five lines, with two or with one for each: where rows are long, few that have much to do."""
-    lines = columns // _LINE
-    counts = [-(-lines // (each * _WARP)) * _WARP for each in _LINES]
-    return [{"threads": count} for count in dict.fromkeys(counts) if count <= _THREADS]
-
-
-def rows_configs(x: torch.Tensor, kind: str) -> Sequence[Config]:
-    return gated_configs(x, "none", None, kind)
-
-
 def enter() -> None:
     """Adds the providers. The library must be loaded."""
-    provide("quantise_rows", "cuda", quantise_rows, takes_rows, rows_configs, ("triton",))
-    provide("gated_quantised", "cuda", gated_quantised, takes_gated, gated_configs, ("triton",))
+    provide("quantise_rows", "cuda", quantise_rows, takes_rows, instead_of=("triton",))
+    provide("gated_quantised", "cuda", gated_quantised, takes_gated, instead_of=("triton",))
 
 
 def _columns(x: torch.Tensor, activation: str, left: Optional) -> int:

@@ -49,8 +49,7 @@ def test_rows(data: st.DataObject, dtype: torch.dtype, kind: str, activation: st
     gap = data.draw(st.sampled_from([0, 8, 24]))
     x = (torch.randn(2, count, given_columns + gap) * scale).to(dtype)[..., : given_columns if gap else None]
     left = torch.randn(2, count, 8 * width).to(dtype) if width else None
-    way = data.draw(st.sampled_from(rows.gated_configs(x, activation, left)))
-    found = rows.gated_quantised(x, activation, left, kind, **way)
+    found = rows.gated_quantised(x, activation, left, kind)
     exact = low_precision.gated_quantised(x, activation, left, kind)
     assert_same_rows(found, exact, bits=activation == "none")
 
@@ -68,7 +67,7 @@ def test_norms(data: st.DataObject, dtype: torch.dtype, kind: str, name: str, se
     samples, count, columns = (
         data.draw(st.integers(1, 3)),
         data.draw(st.integers(1, 4)),
-        8 * data.draw(st.integers(1, 140)),
+        8 * data.draw(st.integers(1, 160)),
     )
     offset = data.draw(st.sampled_from([0.0, 10.0]))
     norm = norms.NORMS[name]
@@ -87,13 +86,13 @@ def test_norms(data: st.DataObject, dtype: torch.dtype, kind: str, name: str, se
         "eps": 1e-5,
         "kind": kind,
     }
+    values["x"][0, 0, 0] = data.draw(st.sampled_from([0.0, math.inf, math.nan]))
     arguments = [values[role] for role in norm.roles]
-    way = data.draw(st.sampled_from(norm.configs(*arguments)))
-    *found, total = (*norm(*arguments, **way), None)[:3]
+    *found, total = (*norm(*arguments), None)[:3]
     *exact, right = (*OPS[name].reference(*arguments), None)[:3]
     assert_same_rows((found[0], found[1]), (exact[0], exact[1]), bits=False)
     if right is not None:
-        assert torch.equal(total, right)
+        torch.testing.assert_close(total, right, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,7 +105,7 @@ def test_values_at_the_edges(dtype: torch.dtype, kind: str) -> None:
     for index, edge in enumerate(edges):
         x[index, index] = edge
         x[len(edges) + index] = edge
-    found = rows.quantise_rows(x, kind, threads=32)
+    found = rows.quantise_rows(x, kind)
     assert_same_rows(found, low_precision.quantise_rows(x, kind), bits=True)
     spoilt = found[1].isnan().squeeze(1)
     assert torch.equal(spoilt, ~x.isfinite().all(1))
@@ -116,7 +115,7 @@ def test_activations_keep_what_is_not_a_number() -> None:
     x = torch.randn(3, 128).half()
     x[0, 3], x[1, 70] = math.nan, math.inf
     for activation in rows.ACTIVATIONS:
-        found = rows.gated_quantised(x, activation, None, "f8e4m3", threads=32)
+        found = rows.gated_quantised(x, activation, None, "f8e4m3")
         exact = low_precision.gated_quantised(x, activation, None, "f8e4m3")
         assert torch.equal(found[1].isnan(), exact[1].isnan()), activation
         assert found[1].isnan().squeeze(1).tolist() == [True, True, False]
@@ -125,7 +124,7 @@ def test_activations_keep_what_is_not_a_number() -> None:
 def test_nothing_is_written_beside_the_rows(chip: Chip) -> None:
     x = torch.randn(5, 72).half()
     codes, scales = torch.full((7, 72), 99, dtype=torch.int8), torch.full((7, 1), 99.0)
-    chip.ops.quantise_rows(x, None, codes[1:6], scales[1:6], 0, 32)
+    chip.ops.quantise_rows(x, None, codes[1:6], scales[1:6], 0)
     assert [bool((each[[0, 6]] == 99).all()) for each in (codes, scales)] == [True, True]
     assert not (codes[1:6] == 99).all()
 
@@ -133,8 +132,7 @@ def test_nothing_is_written_beside_the_rows(chip: Chip) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"threads": 48}, "threads"),
-        ({"threads": 32, "columns": 2048}, "threads"),
+        ({"columns": 20488}, "fewer elements"),
         ({"activation": 6}, "activation"),
         ({"activation": 5}, "codes"),
         ({"x": torch.zeros(4, 68).half()}, "lines"),
@@ -146,14 +144,4 @@ def test_what_it_does_not_take_is_said(chip: Chip, wrong: dict[str, object], mes
     x = wrong.get("x", torch.zeros(4, columns).half())
     codes, scales = torch.zeros(4, columns, dtype=torch.int8), torch.zeros(4, 1)
     with pytest.raises(RuntimeError, match=message):
-        chip.ops.quantise_rows(x, None, codes, scales, wrong.get("activation", 0), wrong.get("threads", 32))
-
-
-@pytest.mark.parametrize(
-    ("columns", "left", "threads"), [(12288, 3072, 384), (5120, 0, 128), (1280, 0, 32), (640, 0, 32)]
-)
-def test_threads_of_known_rows(columns: int, left: int, threads: int) -> None:
-    """Flux's and SDXL's."""
-    x = torch.empty(2, columns, device="meta")
-    beside = torch.empty(2, left, device="meta") if left else None
-    assert rows.gated_configs(x, "gelu_tanh", beside)[0] == {"threads": threads}
+        chip.ops.quantise_rows(x, None, codes, scales, wrong.get("activation", 0))

@@ -134,10 +134,9 @@ def test_rows(columns: int, kind: str) -> None:
         x = torch.randn(77, columns, device="cuda").to(dtype)
         x[3, 5], x[9, 0] = math.nan, math.inf
         wanted = low_precision.quantise_rows(x, kind)
-        for way in rows.rows_configs(x, kind):
-            found = rows.quantise_rows(x, kind, **way)
-            assert torch.equal(found[0].view(torch.uint8), wanted[0].view(torch.uint8))
-            torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=0, equal_nan=True)
+        found = rows.quantise_rows(x, kind)
+        assert torch.equal(found[0].view(torch.uint8), wanted[0].view(torch.uint8))
+        torch.testing.assert_close(found[1], wanted[1], rtol=0, atol=0, equal_nan=True)
 
 
 NORM = {
@@ -163,6 +162,7 @@ NORM = {
         ({"weight": torch.zeros(64)}, "only f16 and bf16"),
         ({"x": torch.zeros(2, 64, 3).half().transpose(1, 2)}, "whole lines"),
         ({"y": torch.zeros(1, 3, 64).half()}, "a residual that broadcasts"),
+        ({name: torch.zeros(2, 3, 1288).half() for name in "xy"} | {"shape": [1288], "weight": None}, "more elements"),
         ({"weight": torch.zeros(128).half()[::2]}, "no dense vector"),
         ({"gate": torch.zeros(2, 3, 64).half()}, "a row of lines for each sample"),
         ({"shift": torch.zeros(2, 1, 65).half()[..., 1:]}, "multiple of 16 bytes"),
@@ -180,7 +180,7 @@ def test_what_a_norm_does_not_take(change: dict[str, Any], reason: str) -> None:
 
 @on_hopper
 @pytest.mark.parametrize("name", sorted(norms.NORMS))
-@pytest.mark.parametrize("columns", [64, 640, 1280, 3072])
+@pytest.mark.parametrize("columns", [8, 640, 1280])
 def test_norms(columns: int, name: str) -> None:
     packages.load()
     torch.manual_seed(0)
@@ -202,12 +202,11 @@ def test_norms(columns: int, name: str) -> None:
             arguments = [values[role] for role in norm.roles]
             assert norm.takes(*arguments) is None
             codes, scales, *total = op.reference(*arguments)
-            for way in norm.configs(*arguments):
-                found = norm(*arguments, **way)
-                one, other = (c.double() * s.double() for c, s in ((found[0], found[1]), (codes, scales)))
-                assert float((one - other).norm() / other.norm()) < 1e-2, way
-                for mine, right in zip(found[2:], total, strict=True):
-                    assert torch.equal(mine, right)
+            found = norm(*arguments)
+            one, other = (c.double() * s.double() for c, s in ((found[0], found[1]), (codes, scales)))
+            assert float((one - other).norm() / other.norm()) < 1e-2
+            for mine, right in zip(found[2:], total, strict=True):
+                assert torch.equal(mine, right)
 
 
 @on_hopper
@@ -221,9 +220,8 @@ def test_rows_of_activations(columns: int, width: int, activation: str) -> None:
         left = torch.randn(77, width, device="cuda").to(dtype) if width else None
         codes, scales = low_precision.gated_quantised(x, activation, left, "f8e4m3")
         exact = codes.double() * scales.double()
-        for way in rows.gated_configs(x, activation, left):
-            codes, scales = rows.gated_quantised(x, activation, left, "f8e4m3", **way)
-            assert float((codes.double() * scales.double() - exact).norm() / exact.norm()) < 1e-2, way
+        codes, scales = rows.gated_quantised(x, activation, left, "f8e4m3")
+        assert float((codes.double() * scales.double() - exact).norm() / exact.norm()) < 1e-2
 
 
 @on_hopper
