@@ -59,7 +59,7 @@ void quantised_linear(const Tensor x, const Tensor row_scales, const Tensor weig
   CUtensorMap left = rows_of(x, quantised::kDepth, quantised::kRows / static_cast<int>(across));
   CUtensorMap right = rows_of(weight, quantised::kDepth, quantised::kColumns / 2);
   void* arguments[] = {&left, &right, &work};
-  Launch launch(static_cast<int>(across * along), hopper::kThreads, quantised::Tile::kShared, here.stream);
+  Launch launch(static_cast<int>(across * along), hopper::kThreads, quantised::kShared, here.stream);
   const void* const kernel = quantised::kernel(type == ScalarType::Half, gated, alternate);
   launch_clusters(launch, kernel, work.row_groups * work.column_groups, false, arguments,
                   "a product in eight bits on Hopper");

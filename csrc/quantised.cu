@@ -27,54 +27,71 @@ namespace {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-constexpr int kHalf = kColumns / 2;
-// Of both groups.
-constexpr int kMultiplying = hopper::kWarps * 32;
+constexpr int kHalf = kColumns / 2, kPairs = kColumns / 2;
+// Of a group that multiplies, and of both.
+constexpr int kGroup = 128, kMultiplying = 2 * kGroup;
 
-// What two neighbouring columns are multiplied by, and what is added to them.
-struct Ends {
-  float2 scale, bias;
-};
-
-// From `column` on, which is even, as the number of columns is; zeros where not `known`.
-template <typename T>
-__device__ Ends ends_of(const Work& work, int column, bool known) {
-  if (!known) return {};
-  const uint32_t pair = *reinterpret_cast<const uint32_t*>(static_cast<const T*>(work.bias) + column);
-  return {*reinterpret_cast<const float2*>(work.column_scales + column), hopper::widened<T>(pair)};
-}
-
-__device__ float2 ended(float one, float two, float scale, const Ends& ends) {
-  return {one * scale * ends.scale.x + ends.bias.x, two * scale * ends.scale.y + ends.bias.y};
-}
-
-// Rounds a warp's 16 rows of results and stores them through its part of shared memory. row, column: of the first.
+// What two neighbouring columns are multiplied by, and what is added to them, of all columns of a tile: read into shared
+// memory before its products, since a trip to global memory for each would take as long as they do. column: the tile's
+// first result; with gates, theirs come behind. thread: of a group, which has a place of its own.
 template <typename T, bool kGated>
-__device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Work& work, int row, int column) {
+__device__ void read_ends(float4* ends, const Work& work, int column, int thread) {
+  if (thread >= kPairs) return;
+  const int own = column + 2 * (kGated ? thread % (kPairs / 2) : thread);
+  const int from = kGated && thread >= kPairs / 2 ? own + work.results : own;
+  float4 found{};
+  if (own < work.results) {
+    const float2 scale = *reinterpret_cast<const float2*>(work.column_scales + from);
+    const float2 bias =
+        hopper::widened<T>(*reinterpret_cast<const uint32_t*>(static_cast<const T*>(work.bias) + from));
+    found = make_float4(scale.x, scale.y, bias.x, bias.y);
+  }
+  ends[thread] = found;
+}
+
+__device__ float2 ended(float one, float two, float scale, const float4& ends) {
+  return {one * scale * ends.x + ends.z, two * scale * ends.y + ends.w};
+}
+
+// Rounds a warp's 16 rows of results and stores them through its part of shared memory. scales: of this lane's two rows;
+// row, column: of the first.
+template <typename T, bool kGated>
+__device__ void finish(const float (&sums)[kHalf], const float (&scales)[2], const float4* ends, unsigned char* part,
+                       const Work& work, int row, int column) {
   constexpr int kResults = kGated ? kHalf : kColumns;
-  const int lane = threadIdx.x % 32, upper = row + lane / 4;
-  const float scales[2] = {upper < work.rows ? work.row_scales[upper] : 0.0f,
-                           upper + 8 < work.rows ? work.row_scales[upper + 8] : 0.0f};
+  const int lane = threadIdx.x % 32;
   T* const result = static_cast<T*>(work.result);
   const T* const residual = static_cast<const T*>(work.residual);
 #pragma unroll
   for (int from = 0; from < kResults; from += 64) {
     constexpr int kLast = kResults % 64 == 0 ? 64 : kResults % 64;
     const int chunks = (from + 64 <= kResults ? 64 : kLast) / 8;
+    // Whole lines of 16 bytes, `height` rows at once.
+    const int height = 32 / chunks, down = lane / chunks, chunk = lane % chunks;
+    const int right = column + from + chunk * 8, left = right < work.results ? work.rows - row - down : 0;
+    const int64_t first = static_cast<int64_t>(row + down) * work.results + right;
+    uint4 more[4];
+    if (!kGated && residual != nullptr) {
+#pragma unroll
+      for (int i = 0; i < chunks / 2; ++i) {
+        const T* const place = residual + first + static_cast<int64_t>(i * height) * work.results;
+        more[i] = i * height < left ? hopper::read_line_ahead(place) : uint4{};
+      }
+    }
     __syncwarp();
 #pragma unroll
     for (int pair = 0; pair < chunks; pair += 2) {
       uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int j = from / 8 + pair + i, own = column + 8 * j + lane % 4 * 2;
-        const Ends ends = ends_of<T>(work, own, own < work.results);
-        Ends gate{};
-        if constexpr (kGated) gate = ends_of<T>(work, own + work.results, own < work.results);
+        const int j = from / 8 + pair + i;
+        const float4 end = ends[4 * j + lane % 4];
+        float4 gate{};
+        if constexpr (kGated) gate = ends[kPairs / 2 + 4 * j + lane % 4];
 #pragma unroll
         for (int lower = 0; lower < 2; ++lower) {
           const int at = 4 * j + 2 * lower;
-          float2 value = ended(sums[at], sums[at + 1], scales[lower], ends);
+          float2 value = ended(sums[at], sums[at + 1], scales[lower], end);
           if constexpr (kGated) {
             const float2 by = ended(sums[kHalf / 2 + at], sums[kHalf / 2 + at + 1], scales[lower], gate);
             value = make_float2(value.x * hopper::gelu(by.x), value.y * hopper::gelu(by.y));
@@ -85,21 +102,18 @@ __device__ void finish(const float (&sums)[kHalf], unsigned char* part, const Wo
       hopper::store_chunks(part, pair, words);
     }
     __syncwarp();
-    // Whole lines of 16 bytes, `height` rows at once.
-    const int height = 32 / chunks, down = lane / chunks, chunk = lane % chunks;
-    const int left = work.rows - row - down, right = column + from + chunk * 8;
-    const int64_t first = static_cast<int64_t>(row + down) * work.results + right;
+    // All are read before the first is stored, which might lie in shared memory for all that the compiler knows.
+    uint4 lines[4];
 #pragma unroll
     for (int i = 0; i < chunks / 2; ++i) {
-      const int at = i * height + down;
-      uint4 line = *reinterpret_cast<const uint4*>(part + hopper::chunk_at(at, chunk));
-      if (i * height >= left || right >= work.results) continue;
-      const int64_t place = first + static_cast<int64_t>(i * height) * work.results;
-      if (!kGated && residual != nullptr) {
-        const uint4 more = *reinterpret_cast<const uint4*>(residual + place);
-        line = hopper::added<T>(line, more);
+      lines[i] = *reinterpret_cast<const uint4*>(part + hopper::chunk_at(i * height + down, chunk));
+      if (!kGated && residual != nullptr) lines[i] = hopper::added<T>(lines[i], more[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < chunks / 2; ++i) {
+      if (i * height < left) {
+        *reinterpret_cast<uint4*>(result + first + static_cast<int64_t>(i * height) * work.results) = lines[i];
       }
-      *reinterpret_cast<uint4*>(result + place) = line;
     }
   }
 }
@@ -142,19 +156,29 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
     __syncwarp();
   } else {
     hopper::take_registers<232>();
-    const int half = kGroups == 1 ? 0 : group - 1;
+    const int own = group - 1, other = 1 - own, half = kGroups == 1 ? 0 : own;
     unsigned char* const part = parts + (warp - 4) * hopper::kPart;
-    float sums[kBlocks][kHalf];
+    float4* const ends = reinterpret_cast<float4*>(reinterpret_cast<unsigned char*>(full) + Tile::kBarriers) + own * 2 * kPairs;
+    float sums[kBlocks][kHalf], scales[kBlocks][2];
     // A group's turn begins when the other's last products are under way: a barrier of the ring tells phases apart by their
     // parity only, so that no group may be two of them ahead of what is copied.
-    const int own = group - 1, other = 1 - own;
     if (kGroups == 1 && own == 1) hopper::announce(1 + other, kMultiplying);
     for (int tile = cluster, turn = 0; tile < tiles; tile += clusters, ++turn) {
       if (kGroups == 1 && turn % 2 != own) continue;
       const hopper::Spot spot = hopper::spot_of(work, tile, rank, kRows, kResults);
+      const int row = spot.row + half * kBlocks * 64 + warp % 4 * 16;
+      // A warp may be at this tile while another ends the one before.
+      float4* const here = ends + (kGroups == 1 ? turn / 2 : turn) % 2 * kPairs;
+      read_ends<T, kGated>(here, work, spot.column, threadIdx.x % kGroup);
+#pragma unroll
+      for (int i = 0; i < 2 * kBlocks; ++i) {
+        const int upper = row + i / 2 * 64 + i % 2 * 8 + lane / 4;
+        scales[i / 2][i % 2] =
+            upper < work.rows ? __uint_as_float(hopper::read_ahead(work.row_scales + upper)) : 0.0f;
+      }
       auto ring = hopper::Ring<Tile::kStages>::after(turn * work.steps);
       const int reader = lane < size ? lane : -1;
-      if constexpr (kGroups == 1) hopper::meet(1 + own, kMultiplying);
+      hopper::meet(1 + own, kGroups == 1 ? kMultiplying : kGroup);
       const auto issued = [&] {
         if (kGroups == 1 && tile + clusters < tiles) hopper::announce(1 + other, kMultiplying);
       };
@@ -162,7 +186,7 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
                                                            empty, reader, issued);
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        finish<T, kGated>(sums[block], part, work, spot.row + (half * kBlocks + block) * 64 + warp % 4 * 16, spot.column);
+        finish<T, kGated>(sums[block], scales[block], here, part, work, row + block * 64, spot.column);
       }
     }
   }

@@ -11,6 +11,9 @@ constexpr int kRows = 128, kColumns = 160;
 
 using Tile = hopper::Stages<kRows, kColumns, kDepth>;
 static_assert(Tile::kRight / 2 % hopper::kAlignment == 0);
+// Behind the tiles: for both groups and two tiles each, what the columns are multiplied by and what is added to them.
+constexpr int kShared = Tile::kShared + 2 * 2 * kColumns * 8;
+static_assert(kShared <= hopper::kSharedLimit);
 
 struct Work {
   int rows, results;              // of the whole result
