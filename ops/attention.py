@@ -20,7 +20,13 @@ def attention(
     causal hides the keys after each query. Result: [..., S, E]; for rank 4 its memory order is [B, S, H, E], so that
     merging the heads is free. Raises RuntimeError where both mask and causal are given.
     """
+    if not q.numel() and not (nothing := _fake(q, k, v, mask, scale, causal)).numel():
+        # torch 2.11's kernels for CUDA divide by the number of heads, which ends the process.
+        return nothing
     q, k, v = _aligned(q), _aligned(k), _aligned(v)
+    if mask is not None and mask.is_cuda and mask.data_ptr() % 16:
+        # They do not look at that either.
+        mask = mask.clone()
     result = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
     if result.dim() != 4:
         return result.contiguous()

@@ -1,5 +1,5 @@
-"""What the references of a pattern's ops, and torch's convolutions, round inside of themselves: the oracle's noise must
-know of it."""
+"""What the references of a pattern's ops, and torch's convolutions and GELUs, round inside of themselves: the oracle's
+noise must know of it."""
 
 from __future__ import annotations
 
@@ -79,6 +79,25 @@ class BiasApart(TorchDispatchMode):
         x, weight, bias, *rest = args
         product = self.noise(func(x, weight, None, *rest, **(kwargs or {})))
         return product + bias.view(-1, *(1,) * (weight.dim() - 2))
+
+
+class TanhApart(TorchDispatchMode):
+    """Gives each GELU of the formula with tanh `noise(result, share)`: the share of itself that it may be off by.
+
+    All devices compute 1 + tanh(u) in f32. Far below zero nothing is left of it but what tanh is off by, two roundings:
+    the result may be anything from 0 to twice as large there.
+    """
+
+    def __init__(self, noise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.noise = noise
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.gelu.default or (kwargs or {}).get("approximate") != "tanh":
+            return result
+        left = (2.0 * result / args[0]).abs()
+        return self.noise(result, (2.0 * ROUNDOFF[torch.float32] / left).nan_to_num(0.0, 1.0).clamp_(max=1.0))
 
 
 @contextlib.contextmanager

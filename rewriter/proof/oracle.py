@@ -235,7 +235,7 @@ def _run(
     }
     read = {var.name for step in module.rule.match for var in read_variables(step.statement)}
     for step in module.rule.match:
-        with contextlib.nullcontext() if generator is None else _bias_apart(plain, step, generator):
+        with contextlib.nullcontext() if generator is None else _rounding_inside(plain, step, generator):
             run_step(step, names, module.choice, wide=_NAMES[wide])
         if generator is None:
             continue
@@ -248,12 +248,17 @@ def _run(
     return names
 
 
-def _bias_apart(plain: Unfused, step: Step, generator: torch.Generator) -> contextlib.AbstractContextManager[Any]:
-    """Convolutions inside round as they do on a GPU, to the dtype of the step's result."""
+@contextlib.contextmanager
+def _rounding_inside(plain: Unfused, step: Step, generator: torch.Generator) -> Iterator[None]:
+    """Convolutions inside round as they do on a GPU, to the dtype of the step's result, and GELUs as f32 does."""
     result = plain.names[step.targets[0]]
     if not isinstance(result, torch.Tensor) or result.dtype not in ROUNDOFF:
-        return contextlib.nullcontext()
-    return inside.BiasApart(functools.partial(_rounded, dtype=result.dtype, read=False, generator=generator))
+        yield
+        return
+    product = functools.partial(_rounded, dtype=result.dtype, read=False, generator=generator)
+    gelu = functools.partial(_noisy, least=0.0, generator=generator)
+    with inside.BiasApart(product), inside.TanhApart(gelu):
+        yield
 
 
 def _each(value: Any, function: Any) -> Any:
@@ -267,7 +272,9 @@ def _wide(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return x.detach().to(dtype, copy=True) if x.is_floating_point() else x.detach().clone()
 
 
-def _noisy(x: torch.Tensor, unit: float, least: float, generator: torch.Generator | None) -> torch.Tensor:
+def _noisy(
+    x: torch.Tensor, unit: float | torch.Tensor, least: float, generator: torch.Generator | None
+) -> torch.Tensor:
     """x, off by `unit` of each element and by `least` at all, up or down."""
     if generator is None or not x.is_floating_point():
         return x

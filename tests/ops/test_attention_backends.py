@@ -339,6 +339,18 @@ def test_masks_on_a_gpu(shape: tuple[int, ...], boolean: bool) -> None:
 
 
 @ON_A_GPU
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_the_reference_takes_masks_that_start_anywhere_and_no_heads(dtype: torch.dtype) -> None:
+    """Of both torch's own kernels end the process."""
+    operands = drawn(2, 16, 16, 3, 8, dtype=dtype, device="cuda")
+    reference = OPS["attention_tokens"].reference
+    mask = torch.randn(2 * 16 * 16 + 1, generator=torch.Generator().manual_seed(3)).to("cuda", dtype)[1:]
+    mask = mask.view(2, 1, 16, 16)
+    assert error(reference(*operands, mask, None, False), exact(operands, mask)) < ERROR[dtype]
+    assert reference(*(each[:, :, :0] for each in operands), None, None, False).shape == (2, 16, 0, 8)
+
+
+@ON_A_GPU
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("d", [64, 128])
 def test_xformers_on_a_gpu(d: int, causal: bool) -> None:

@@ -125,6 +125,18 @@ def test_token_ops_take_empty_batches(rows: int):
     assert torch.ops.rewriter.rms_norm(x, [8], None, 1e-5).shape == (rows, 3, 8)
 
 
+@pytest.mark.parametrize("sizes", [(2, 0, 5, 8), (0, 3, 5, 8), (2, 3, 0, 8)], ids=["heads", "batch", "queries"])
+def test_attention_takes_what_is_empty(sizes: tuple[int, ...]):
+    q = torch.ones(sizes)
+    k = torch.ones(*sizes[:2], 7, 8)
+    found = torch.ops.rewriter.attention(q, k, k, None, None, False)
+    assert found.shape == torch.nn.functional.scaled_dot_product_attention(q, k, k).shape
+    tokens = torch.ops.rewriter.attention_tokens(*(each.transpose(1, 2) for each in (q, k, k)), None, None, False)
+    assert tokens.shape == found.transpose(1, 2).shape
+    # Of queries without elements something is left.
+    assert torch.equal(torch.ops.rewriter.attention(k[..., :0], k[..., :0], k, None, 1.0, False), k)
+
+
 def test_group_norm_keeps_channels_last():
     x = torch.randn(2, 8, 5, 7).contiguous(memory_format=torch.channels_last)
     y, total = torch.ops.rewriter.add_group_norm_silu(x, None, x, 4, None, None, 1e-5)
