@@ -16,6 +16,7 @@ _PACKAGES = {
     "triton": "rewriter.ops.triton",
     "sdpa": "rewriter.ops.attention_backends",
     "xformers": "rewriter.ops.attention_xformers",
+    "cudnn-frontend": "rewriter.ops.conv_cudnn",
 }
 
 _FAILURES = (ImportError, OSError, RuntimeError)

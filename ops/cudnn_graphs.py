@@ -1,0 +1,138 @@
+"""A convolution with what follows it as one graph of cuDNN, made and run by NVIDIA's `cudnn` package."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+from rewriter.causes import described
+
+# The first whose calls are those made here.
+_OLDEST = "1.32.0"
+_NAMES = {torch.float16: "HALF", torch.bfloat16: "BFLOAT16"}
+_ACTIVATIONS = {"relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "silu": "swish"}
+ACTIVATIONS = ("none", *_ACTIVATIONS)
+
+
+def package() -> Any:
+    """Imports `cudnn`. Raises ImportError with the reason where it cannot be used."""
+    try:
+        cudnn = importlib.import_module("cudnn")
+        version = Version(cudnn.__version__)
+        if version >= Version(_OLDEST):
+            cudnn.backend_version()
+    # It looks for libraries, drivers and other packages, each of which fails in its own way.
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "cudnn"
+        raise ImportError("not installed" if absent else f"cudnn does not load: {described(error)}") from error
+    if version < Version(_OLDEST):
+        raise ImportError(f"cudnn {version}; expected {_OLDEST} or newer")
+    return cudnn
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """A tensor as a graph knows it."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def channels_last(shape: tuple[int, ...]) -> Form:
+    """Dense with the channels innermost. Where an extent is 1, a tensor's own stride may be any."""
+    strides, step = [0] * len(shape), 1
+    for dim in (1, *range(len(shape) - 1, 1, -1), 0):
+        strides[dim] = step
+        step *= shape[dim]
+    return Form(shape, tuple(strides))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Problem:
+    """activation(convolution(x, weight) + bias + addend) with all channels innermost; which of both are there.
+
+    thread: a handle of cuDNN serves one thread at a time.
+    """
+
+    device: torch.device
+    thread: int
+    dtype: torch.dtype
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    result: tuple[int, ...]
+    bias: bool
+    addend: bool
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    activation: str
+
+
+class Planned:
+    """A problem's graph with `count` plans, best first as cuDNN ranks them, none of which is built yet.
+
+    Raises RuntimeError where cuDNN has none.
+    """
+
+    def __init__(self, cudnn: Any, handle: Any, problem: Problem) -> None:
+        self._cudnn, self._handle, self._problem = cudnn, handle, problem
+        self._workspaces: dict[int, int] = {}
+        self._type = getattr(cudnn.data_type, _NAMES[problem.dtype])
+        wide = cudnn.data_type.FLOAT
+        try:
+            self._graph = cudnn.pygraph(
+                handle=handle, io_data_type=self._type, intermediate_data_type=wide, compute_data_type=wide
+            )
+            self._tensors = self._described()
+            self._graph.validate()
+            self._graph.build_operation_graph()
+            self._graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.B])
+            self._graph.check_support()
+            self.count = int(self._graph.get_execution_plan_count())
+        # The package has errors of its own, and of what it calls.
+        except Exception as error:
+            raise RuntimeError(f"cuDNN has no graph for it: {described(error)}") from error
+
+    def run(self, values: dict[str, torch.Tensor], plan: int) -> None:
+        """Computes values["y"] from the others on the current stream. Raises RuntimeError where the plan fails."""
+        device = self._problem.device
+        try:
+            if plan not in self._workspaces:
+                self._graph.build_plan_at_index(plan)
+                self._workspaces[plan] = int(self._graph.get_workspace_size_plan_at_index(plan))
+            self._cudnn.set_stream(handle=self._handle, stream=torch.cuda.current_stream(device).cuda_stream)
+            workspace = torch.empty(max(self._workspaces[plan], 1), dtype=torch.uint8, device=device)
+            given = {self._tensors[name]: value for name, value in values.items()}
+            self._graph.execute_plan_at_index(given, workspace, plan, handle=self._handle)
+        except Exception as error:
+            raise RuntimeError(f"cuDNN's plan {plan} fails: {described(error)}") from error
+
+    def _described(self) -> dict[str, Any]:
+        graph, problem = self._graph, self._problem
+        tensors = {name: self._tensor(name, channels_last(getattr(problem, name))) for name in ("x", "weight")}
+        y = graph.conv_fprop(
+            image=tensors["x"],
+            weight=tensors["weight"],
+            padding=list(problem.padding),
+            stride=list(problem.stride),
+            dilation=list(problem.dilation),
+        )
+        result = channels_last(problem.result)
+        if problem.bias:
+            each = (1, problem.weight[0], *(1 for _ in problem.stride))
+            tensors["bias"] = self._tensor("bias", channels_last(each))
+            y = graph.add(a=y, b=tensors["bias"])
+        if problem.addend:
+            tensors["addend"] = self._tensor("addend", result)
+            y = graph.add(a=y, b=tensors["addend"])
+        if problem.activation != "none":
+            y = getattr(graph, _ACTIVATIONS[problem.activation])(input=y)
+        y.set_output(True).set_data_type(self._type).set_dim(list(result.shape)).set_stride(list(result.strides))
+        return {**tensors, "y": y}
+
+    def _tensor(self, name: str, form: Form) -> Any:
+        return self._graph.tensor(name=name, dim=list(form.shape), stride=list(form.strides), data_type=self._type)

@@ -1,0 +1,330 @@
+"""Convolutions by graphs of cuDNN: what the package is told, by one that computes with torch in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attention_calls import OnGpu
+
+from rewriter.ops import OPS, conv_cudnn, cudnn_graphs
+from rewriter.ops.conv_cudnn import Convolutions
+
+ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "silu")
+Values = dict["Node", torch.Tensor]
+
+
+class Node:
+    """A tensor of a graph; `value` computes it in f64 from those that are given."""
+
+    def __init__(self, value: Callable[[Values], torch.Tensor]) -> None:
+        self.value = value
+        self.dim: list[int] = []
+        self.stride: list[int] = []
+
+    def set_output(self, output: bool) -> Node:
+        assert output
+        return self
+
+    def set_data_type(self, kind: str) -> Node:
+        self.kind = kind
+        return self
+
+    def set_dim(self, dim: list[int]) -> Node:
+        self.dim = dim
+        return self
+
+    def set_stride(self, stride: list[int]) -> Node:
+        self.stride = stride
+        return self
+
+    def holds(self, tensor: torch.Tensor) -> None:
+        """Fails where the tensor is not what the graph was told."""
+        assert {"HALF": torch.float16, "BFLOAT16": torch.bfloat16}[self.kind] == tensor.dtype
+        sides = zip(self.dim, self.stride, tensor.shape, tensor.stride(), strict=True)
+        assert all(dim == size and (size == 1 or step == lies) for dim, step, size, lies in sides)
+
+
+def pointwise(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Node]:
+    return lambda _graph, **given: Node(lambda values: function(given["input"].value(values)))
+
+
+class Graph:
+    """`cudnn.pygraph`. supported: whether there are plans at all; broken: plans that cannot be built."""
+
+    supported = True
+    broken: tuple[int, ...] = ()
+    made: list[Graph] = []  # noqa: RUF012
+
+    def __init__(self, *, handle: Any, io_data_type: str, intermediate_data_type: str, compute_data_type: str) -> None:
+        assert intermediate_data_type == compute_data_type == "FLOAT"
+        self.handle, self.kind = handle, io_data_type
+        self.done: list[Any] = []
+        self.made.append(self)
+
+    def tensor(self, *, name: str, dim: list[int], stride: list[int], data_type: str) -> Node:
+        assert (name, data_type) in itertools.product(("x", "weight", "bias", "addend"), (self.kind,))
+        node = Node(lambda values: values[node].double().reshape(dim))
+        return node.set_dim(dim).set_stride(stride).set_data_type(data_type)
+
+    def conv_fprop(self, *, image: Node, weight: Node, padding: Any, stride: Any, dilation: Any) -> Node:
+        convolve = F.conv2d if len(stride) == 2 else F.conv3d
+        return Node(
+            lambda values: convolve(
+                image.value(values), weight.value(values), None, tuple(stride), tuple(padding), tuple(dilation)
+            )
+        )
+
+    def add(self, *, a: Node, b: Node) -> Node:
+        return Node(lambda values: a.value(values) + b.value(values))
+
+    relu, sigmoid, tanh, swish = (pointwise(each) for each in (torch.relu, torch.sigmoid, torch.tanh, F.silu))
+
+    def validate(self) -> None:
+        self.done.append("validate")
+
+    def build_operation_graph(self) -> None:
+        self.done.append("build_operation_graph")
+
+    def create_execution_plans(self, modes: list[str]) -> None:
+        self.done.append(modes)
+
+    def check_support(self) -> None:
+        if not self.supported:
+            raise LookupError("no engine")
+
+    def get_execution_plan_count(self) -> int:
+        return 5
+
+    def build_plan_at_index(self, index: int) -> None:
+        if index in self.broken:
+            raise LookupError("does not compile")
+        self.done.append(index)
+
+    def get_workspace_size_plan_at_index(self, index: int) -> int:
+        assert index in self.done
+        return 40 * index
+
+    def execute_plan_at_index(self, values: Values, workspace: torch.Tensor, index: int, *, handle: Any) -> None:
+        assert index in self.done
+        assert handle is self.handle
+        assert handle.stream == 7
+        assert workspace.numel() == max(40 * index, 1)
+        (result,) = (node for node in values if not values[node].isfinite().all())
+        for node, value in values.items():
+            # A bias is a vector to torch.
+            node.holds(value if value.dim() > 1 else value.view(node.dim))
+        found = result.value({node: value for node, value in values.items() if node is not result})
+        values[result].copy_(found)
+
+
+def set_stream(*, handle: Any, stream: int) -> None:
+    handle.stream = stream
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """`cudnn`, on a GPU that is a CPU; results begin as NaN."""
+    module, empty = types.ModuleType("cudnn"), torch.empty_strided
+    module.__dict__.update(
+        __version__="1.32.0",
+        backend_version=lambda: 91900,
+        data_type=types.SimpleNamespace(HALF="HALF", BFLOAT16="BFLOAT16", FLOAT="FLOAT"),
+        heur_mode=types.SimpleNamespace(A="A", B="B"),
+        pygraph=type("Graph", (Graph,), {"made": []}),
+        create_handle=types.SimpleNamespace,
+        set_stream=set_stream,
+    )
+    monkeypatch.setitem(sys.modules, "cudnn", module)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch, "empty_strided", lambda *form, **kind: empty(*form, **kind).fill_(torch.nan))
+    return module
+
+
+def operands(
+    rank: int, dtype: torch.dtype, *, size: int = 3, step: int = 1, gap: int = 1
+) -> tuple[list[torch.Tensor], list[Any]]:
+    """x, weight, bias and addend with their channels innermost, and the geometry but for the activation."""
+    generator = torch.Generator().manual_seed(rank * 10 + size)
+    memory = torch.channels_last if rank == 2 else torch.channels_last_3d
+    shapes = [(2, 6, *(7, 8, 5)[:rank]), (10, 6, *(size,) * rank)]
+    x, weight = (torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=memory) for shape in shapes)
+    geometry = [[step] * rank, [1] * rank, [gap] * rank, False, [0] * rank, 1]
+    shape = F.conv2d if rank == 2 else F.conv3d
+    result = shape(x.float(), weight.float(), None, *geometry[:3])
+    addend = torch.randn(result.shape, generator=generator).to(dtype).contiguous(memory_format=memory)
+    return [x, weight, torch.randn(10, generator=generator).to(dtype), addend], geometry
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("size", "step", "gap"), [(3, 1, 1), (1, 1, 1), (3, 2, 1), (2, 1, 2)])
+def test_a_graph_is_the_op(
+    package: types.ModuleType, rank: int, dtype: torch.dtype, size: int, step: int, gap: int
+) -> None:
+    convolutions = Convolutions(package)
+    (x, weight, bias, addend), geometry = operands(rank, dtype, size=size, step=step, gap=gap)
+    for given, activation in itertools.product((bias, None), ACTIVATIONS):
+        call = (x, weight, given)
+        found = convolutions.conv_act(*call, *geometry, activation)
+        exact = OPS["conv_act"].reference(
+            *(each if each is None else each.double() for each in call), *geometry, activation
+        )
+        torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-6)
+        assert found.stride() == OPS["conv_act"].reference(*call, *geometry, activation).stride()
+        found = convolutions.conv_add(*call, addend, *geometry, activation)
+        wide = (each if each is None else each.double() for each in (*call, addend))
+        torch.testing.assert_close(
+            found.double(), OPS["conv_add"].reference(*wide, *geometry, activation), rtol=1e-2, atol=1e-6
+        )
+
+
+def test_a_graph_is_made_once_for_a_thread_and_each_plan_built_once(package: types.ModuleType) -> None:
+    convolutions = Convolutions(package)
+    (x, weight, bias, _), geometry = operands(2, torch.float16)
+    call = (x, weight, bias, *geometry, "silu")
+    assert convolutions.act_configs(*call) == [{"plan": 0}, {"plan": 1}, {"plan": 2}]
+    for plan in (0, 1, 0):
+        convolutions.conv_act(*call, plan=plan)
+    (graph,) = package.pygraph.made
+    assert graph.done == ["validate", "build_operation_graph", ["A", "B"], 0, 1]
+    thread = threading.Thread(target=convolutions.conv_act, args=call)
+    thread.start()
+    thread.join()
+    first, second = package.pygraph.made
+    assert first.handle is not second.handle
+
+
+def test_what_cudnn_has_no_plan_for_is_no_candidate(package: types.ModuleType) -> None:
+    package.pygraph.supported = False
+    convolutions = Convolutions(package)
+    (x, weight, bias, addend), geometry = operands(2, torch.float16)
+    assert convolutions.act_configs(x, weight, bias, *geometry, "none") == []
+    assert convolutions.add_configs(x, weight, bias, addend, *geometry, "none") == []
+    with pytest.raises(RuntimeError, match="cuDNN has no graph for it: LookupError: no engine"):
+        convolutions.conv_act(x, weight, bias, *geometry, "none")
+
+
+def test_a_plan_that_cannot_be_built_says_so(package: types.ModuleType) -> None:
+    package.pygraph.broken = (1,)
+    convolutions = Convolutions(package)
+    (x, weight, bias, _), geometry = operands(2, torch.float16)
+    with pytest.raises(RuntimeError, match="cuDNN's plan 1 fails: LookupError: does not compile"):
+        convolutions.conv_act(x, weight, bias, *geometry, "none", plan=1)
+    assert convolutions.conv_act(x, weight, bias, *geometry, "none", plan=2).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"x": lambda x: x.float()}, "other than one dtype"),
+        ({"x": lambda x: x.contiguous()}, "the channels are not innermost"),
+        ({"weight": lambda w: w[:, :3]}, "only plain convolutions"),
+        ({"bias": lambda b: b[:4]}, "the bias is not a dense vector"),
+        ({"addend": lambda a: a[:1]}, "the addend broadcasts"),
+        ({"addend": lambda a: a.contiguous()}, "the addend's channels are not innermost"),
+        ({3: [1]}, "a number for all directions"),
+        ({6: True}, "only plain convolutions"),
+        ({8: 2}, "only plain convolutions"),
+        ({9: "gelu"}, "no epilogue for gelu"),
+        ({4: [-4, -4]}, "an empty result"),
+    ],
+    ids=str,
+)
+def test_what_it_does_not_take(change: dict[Any, Any], reason: str) -> None:
+    names = ("x", "weight", "bias", "addend")
+    tensors, geometry = operands(2, torch.float16)
+    given = [each.as_subclass(OnGpu) for each in tensors]
+    assert conv_cudnn.takes_add(*given, *geometry, "relu") is None
+    (place, value), *_ = change.items()
+    call = [*geometry, "relu"]
+    if place in names:
+        index = names.index(place)
+        given[index] = value(tensors[index]).as_subclass(OnGpu)
+    else:
+        call[place - 3] = value
+    found = conv_cudnn.takes_add(*given, *call)
+    assert found is not None
+    assert reason in found
+    assert conv_cudnn.takes_act(*tensors[:3], *geometry, "relu") == "the operands are not all on one CUDA device"
+
+
+def test_what_a_kernel_of_csrc_takes_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, geometry = operands(2, torch.float16)
+    call = (*(each.as_subclass(OnGpu) for each in tensors[:3]), *geometry, "none")
+    monkeypatch.setattr(conv_cudnn, "takes_conv_act", lambda *_: None)
+    assert conv_cudnn.takes_act(*call) is None
+    monkeypatch.setitem(OPS["conv_act"].providers, "cuda", OPS["conv_act"].providers["torch"])
+    assert conv_cudnn.takes_act(*call) == "the kernel of csrc is ahead there, and needs no plan"
+
+
+@pytest.mark.usefixtures("package")
+def test_it_serves_both_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op in ("conv_act", "conv_add"):
+        # Taken out again afterwards.
+        monkeypatch.setitem(OPS[op].providers, "cudnn", OPS[op].providers["torch"])
+        del OPS[op].providers["cudnn"]
+    conv_cudnn.enter(Convolutions(cudnn_graphs.package()))
+    assert all(OPS[op].providers["cudnn"].measured for op in ("conv_act", "conv_add"))
+
+
+def test_why_the_package_is_missing(package: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    package.__version__ = "1.14.1"
+    with pytest.raises(ImportError, match=r"cudnn 1\.14\.1; expected 1\.32\.0 or newer"):
+        cudnn_graphs.package()
+    package.__version__ = "1.33.0"
+
+    def lost() -> int:
+        raise OSError("libcudnn.so.9: not found")
+
+    package.backend_version = lost
+    with pytest.raises(ImportError, match=r"cudnn does not load: OSError: libcudnn\.so\.9: not found"):
+        cudnn_graphs.package()
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    with pytest.raises(ImportError, match=r"not installed"):
+        cudnn_graphs.package()
+
+
+def _usable() -> bool:
+    if not torch.cuda.is_available():
+        return False
+    try:
+        cudnn_graphs.package()
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _usable(), reason="needs a GPU and NVIDIA's package cudnn")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("filters", "step"), [(320, 1), (4, 1), (640, 2)])
+def test_on_a_gpu(filters: int, step: int, activation: str) -> None:
+    convolutions = Convolutions(cudnn_graphs.package())
+    memory = torch.channels_last
+    x, weight = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        .to("cuda", torch.float16)
+        .contiguous(memory_format=memory)
+        for shape in ((2, 320, 32, 32), (filters, 320, 3, 3))
+    )
+    weight = weight * 0.02
+    bias = torch.randn(filters).to("cuda", torch.float16)
+    geometry = ([step, step], [1, 1], [1, 1], False, [0, 0], 1, activation)
+    plain = OPS["conv_act"].reference(x, weight, bias, *geometry)
+    addend = torch.randn_like(plain)
+    configs = convolutions.add_configs(x, weight, bias, addend, *geometry)
+    assert configs
+    exact = OPS["conv_add"].reference(*(each.double() for each in (x, weight, bias, addend)), *geometry)
+    for config in configs:
+        found = convolutions.conv_add(x, weight, bias, addend, *geometry, **config)
+        assert found.stride() == plain.stride()
+        assert float((found.double() - exact).norm() / exact.norm()) < 1e-3
