@@ -34,8 +34,10 @@ _SHRINKING_SECONDS = 20.0
 _SETTINGS = 11
 # Elements of an operand where a kernel runs in an interpreter, which takes milliseconds for each block.
 _INTERPRETED = 2**12
-# How many examples a provider may refuse before it is taken to refuse all.
-_REFUSED = 100
+# How many examples a provider may refuse before it is taken to refuse all, and before larger ones are drawn on a GPU.
+_REFUSED, _SMALL = 100, 20
+# Elements of an operand then.
+_LARGE = 2**20
 
 
 def providers_of(rule: Rule, device: str) -> tuple[str, ...]:
@@ -97,6 +99,7 @@ class _Search:
     worst: float = 0.0
     ratio: float = 0.0
     invalid: str = ""
+    large: bool = False
 
     def run(self, examples: int, seed: int | None) -> Proof:
         failure = None
@@ -125,7 +128,7 @@ class _Search:
 
     def search(self, examples: int, seed: int) -> None:
         kernels = self.provider not in (REFERENCE, GRAPH)
-        most = _INTERPRETED if kernels and self.device == "cpu" else None
+        interpreted = _INTERPRETED if kernels and self.device == "cpu" else None
         # On a GPU each new set of extents and strides is compiled for, which takes longer than all else.
         compiled = self.device != "cpu" and self.provider.endswith("triton")
         repeated = Repeated(max(_SETTINGS, examples // len(VALUE_CLASSES))) if compiled else None
@@ -148,7 +151,9 @@ class _Search:
             chooser = random.Random(number)
             # Every other one, and each class of values in its turn.
             plain = kernels and sum(divmod(self.attempts, len(VALUE_CLASSES))) % 2 == 1
-            example = drawn(self.rule, self.dtype, chooser, self.attempts, most=most, plain=plain)
+            large = plain and self.large
+            most = _LARGE if large else interpreted
+            example = drawn(self.rule, self.dtype, chooser, self.attempts, most=most, plain=plain, large=large)
             if repeated is not None:
                 example = repeated.of(example)
             self.attempts += 1
@@ -174,6 +179,8 @@ class _Search:
             self.unsupported += counts
             if not self.examples and self.unsupported >= _REFUSED:
                 raise _Refused
+            # Some kernels are for many rows only.
+            self.large |= not self.examples and self.unsupported >= _SMALL and self.device != "cpu"
             return False
         self.examples += counts
         self.worst = max(self.worst, outcome.share)

@@ -17,6 +17,8 @@ from rewriter.proof.sample import layouts_of
 _ENDS = 8
 # What kernels for whole vectors of memory ask extents to be multiples of.
 _VECTOR = 8
+# How many times as far ranges go that are made large.
+_LARGE = 16
 
 
 def drawn(
@@ -27,13 +29,15 @@ def drawn(
     *,
     most: int | None = None,
     plain: bool = False,
+    large: bool = False,
 ) -> Example:
     """The example of a number. `most`: elements of an operand.
 
     `plain`: multiples of 8 for extents, where their ranges have any, and memory as networks have it, channels last in
-    pictures: some kernels take nothing else, and would hardly ever see it.
+    pictures: some kernels take nothing else, and would hardly ever see it. `large`: where plain, of ranges that go 16
+    times as far: others take nothing less.
     """
-    dims = {name: _extent(given, chooser, plain) for name, given in rule.dims.items()}
+    dims = {name: _extent(given, chooser, plain, _LARGE if large else 1) for name, given in rule.dims.items()}
     if most is not None:
         _reduce(rule, dims, most, _VECTOR if plain else 1)
     # Every class comes with every layout: of all operands at once, and as often with one for each.
@@ -123,11 +127,11 @@ def _choices(rule: Rule) -> int:
     return max(len(step.calls) for step in rule.match)
 
 
-def _extent(given: DimRange, chooser: random.Random, plain: bool) -> int:
+def _extent(given: DimRange, chooser: random.Random, plain: bool, times: int) -> int:
     if given.choices:
         return chooser.choice(given.choices)
     if plain and given.high >= _VECTOR:
-        return chooser.randint(-(-max(given.low, 1) // _VECTOR), given.high // _VECTOR) * _VECTOR
+        return chooser.randint(-(-max(given.low, 1) // _VECTOR), given.high * times // _VECTOR) * _VECTOR
     end = chooser.randrange(_ENDS)
     return (given.low, given.high)[end] if end < 2 else chooser.randint(given.low, given.high)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from rewriter.language import Rule, load_rules
 from rewriter.ops.registry import OPS, define, provide
+from rewriter.proof import check
 from rewriter.proof.check import Result, dtypes_of, prove, providers_of, run_example
 from rewriter.proof.outcome import Example, Failure, Proof
 from rewriter.proof.trial import trial_of
@@ -240,6 +241,32 @@ def test_every_config_of_a_provider_runs(make_rule: MakeRule) -> None:
         assert not prove(make_rule(), dtype="f32", provider="configured").proved
     finally:
         OPS["proof_halved"].providers.pop("configured")
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cuda", True), ("cpu", False)])
+def test_a_provider_that_takes_no_small_example_gets_larger_ones_on_a_gpu(
+    make_rule: MakeRule, monkeypatch: pytest.MonkeyPatch, device: str, taken: bool
+) -> None:
+    """Kernels for many rows refused all examples of their rules, and were proved by none."""
+    rule = make_rule(extents="1..17")
+    drawn: list[dict[str, int]] = []
+
+    class Only:
+        def __init__(self, _rule: Rule, example: Example, *_: str) -> None:
+            self.dims = dict(example.dims or ())
+            drawn.append(self.dims)
+
+        def run(self) -> Result:
+            return Result(supported=self.dims["C"] >= 64)
+
+    monkeypatch.setattr(check, "trial_of", Only)
+    proof = prove(rule, dtype="f16", provider="some kernel", device=device)
+    assert proof.failure is None
+    assert (proof.examples == 50) is taken
+    assert all(each["C"] <= 17 for each in drawn[:20])
+    large = [each for each in drawn if each["C"] > 17]
+    assert all(each["C"] % 8 == 0 and each["C"] <= 17 * 16 and each["N"] <= 5 for each in large)
+    assert bool(large) is taken
 
 
 def test_calls_that_a_provider_refuses_are_counted_and_drawn_again(make_rule: MakeRule) -> None:
