@@ -238,7 +238,6 @@ def test_a_plan_that_cannot_be_built_says_so(package: types.ModuleType) -> None:
         ({9: "gelu"}, "no epilogue for gelu"),
         ({4: [-4, -4]}, "an empty result"),
     ],
-    ids=str,
 )
 def test_what_it_does_not_take(change: dict[Any, Any], reason: str) -> None:
     names = ("x", "weight", "bias", "addend")
