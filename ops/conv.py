@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from rewriter.ops.activation import activate
@@ -51,6 +53,19 @@ def conv_add(
     """
     result = conv_act(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups, "none")
     return activate(result + addend, activation)
+
+
+def result_shape(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """Of a plain convolution with a number for each direction. dilation: None is 1 in all of them."""
+    sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation or (1,) * len(stride), strict=True)
+    extents = [(extent + 2 * pad - gap * (size - 1) - 1) // step + 1 for extent, size, step, pad, gap in sides]
+    return x.shape[0], weight.shape[0], *extents
 
 
 _ARGUMENTS = (

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from rewriter.ops.conv import result_shape
 from rewriter.ops.cuda.convolution import takes_conv_act
-from rewriter.ops.cudnn_graphs import ACTIVATIONS, Planned, Problem, channels_last, package
+from rewriter.ops.cudnn_graphs import ACTIVATIONS, Planned, Problem, memory_format, package
 from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import OPS, Config, provide
 from rewriter.ops.upsample import channels_innermost
@@ -73,8 +74,8 @@ class Convolutions:
     def _computed(self, operands: dict[str, Optional], geometry: Sequence[Any], plan: int) -> torch.Tensor:
         values = {name: value for name, value in operands.items() if value is not None}
         problem = _problem(operands, geometry)
-        form = channels_last(problem.result)
-        y = torch.empty_strided(form.shape, form.strides, dtype=problem.dtype, device=problem.device)
+        memory = memory_format(problem.result)
+        y = torch.empty(problem.result, dtype=problem.dtype, device=problem.device, memory_format=memory)
         self._planned(problem).run({**values, "y": y}, plan)
         return y
 
@@ -104,7 +105,7 @@ def takes_act(x: torch.Tensor, weight: torch.Tensor, bias: Optional, *geometry: 
         return "the channels are not innermost"
     if bias is not None and (bias.shape != weight.shape[:1] or bias.stride(0) != 1):
         return "the bias is not a dense vector"
-    if min(_result(x, weight, geometry)) <= 0 or not x.numel() or not weight.numel():
+    if min(result_shape(x, weight, *geometry[:3])) <= 0 or not x.numel() or not weight.numel():
         return "an empty result"
     if "cuda" in OPS["conv_act"].providers and takes_conv_act(x, weight, bias, *geometry) is None:
         return "the kernel of csrc is ahead there, and needs no plan"
@@ -118,7 +119,11 @@ def takes_add(
     reason = takes_act(x, weight, bias, *geometry)
     if reason is not None:
         return reason
-    if addend.dtype != x.dtype or addend.device != x.device or tuple(addend.shape) != _result(x, weight, geometry):
+    if (
+        addend.dtype != x.dtype
+        or addend.device != x.device
+        or tuple(addend.shape) != result_shape(x, weight, *geometry[:3])
+    ):
         return "the addend broadcasts or promotes"
     return None if channels_innermost(addend) else "the addend's channels are not innermost"
 
@@ -139,7 +144,7 @@ def _problem(operands: dict[str, Optional], geometry: Sequence[Any]) -> Problem:
         dtype=x.dtype,
         x=tuple(x.shape),
         weight=tuple(weight.shape),
-        result=_result(x, weight, geometry),
+        result=result_shape(x, weight, *geometry[:3]),
         bias=operands["bias"] is not None,
         addend=operands.get("addend") is not None,
         stride=tuple(geometry[0]),
@@ -147,12 +152,6 @@ def _problem(operands: dict[str, Optional], geometry: Sequence[Any]) -> Problem:
         dilation=tuple(geometry[2]),
         activation=geometry[-1],
     )
-
-
-def _result(x: torch.Tensor, weight: torch.Tensor, geometry: Sequence[Any]) -> tuple[int, ...]:
-    sides = zip(x.shape[2:], weight.shape[2:], *geometry[:3], strict=True)
-    extents = [(extent + 2 * pad - gap * (size - 1) - 1) // step + 1 for extent, size, step, pad, gap in sides]
-    return x.shape[0], weight.shape[0], *extents
 
 
 if torch.cuda.is_available():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,21 +35,9 @@ def package() -> Any:
     return cudnn
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Form:
-    """A tensor as a graph knows it."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def channels_last(shape: tuple[int, ...]) -> Form:
-    """Dense with the channels innermost. Where an extent is 1, a tensor's own stride may be any."""
-    strides, step = [0] * len(shape), 1
-    for dim in (1, *range(len(shape) - 1, 1, -1), 0):
-        strides[dim] = step
-        step *= shape[dim]
-    return Form(shape, tuple(strides))
+def memory_format(shape: Sequence[int]) -> torch.memory_format:
+    """With the channels innermost, as all tensors here are."""
+    return torch.channels_last if len(shape) == 4 else torch.channels_last_3d
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,7 +102,7 @@ class Planned:
 
     def _described(self) -> dict[str, Any]:
         graph, problem = self._graph, self._problem
-        tensors = {name: self._tensor(name, channels_last(getattr(problem, name))) for name in ("x", "weight")}
+        tensors = {name: self._tensor(name, getattr(problem, name)) for name in ("x", "weight")}
         y = graph.conv_fprop(
             image=tensors["x"],
             weight=tensors["weight"],
@@ -121,18 +110,21 @@ class Planned:
             stride=list(problem.stride),
             dilation=list(problem.dilation),
         )
-        result = channels_last(problem.result)
         if problem.bias:
-            each = (1, problem.weight[0], *(1 for _ in problem.stride))
-            tensors["bias"] = self._tensor("bias", channels_last(each))
+            tensors["bias"] = self._tensor("bias", (1, problem.weight[0], *(1 for _ in problem.stride)))
             y = graph.add(a=y, b=tensors["bias"])
         if problem.addend:
-            tensors["addend"] = self._tensor("addend", result)
+            tensors["addend"] = self._tensor("addend", problem.result)
             y = graph.add(a=y, b=tensors["addend"])
         if problem.activation != "none":
             y = getattr(graph, _ACTIVATIONS[problem.activation])(input=y)
-        y.set_output(True).set_data_type(self._type).set_dim(list(result.shape)).set_stride(list(result.strides))
+        y.set_output(True).set_data_type(self._type).set_dim(list(problem.result)).set_stride(_strides(problem.result))
         return {**tensors, "y": y}
 
-    def _tensor(self, name: str, form: Form) -> Any:
-        return self._graph.tensor(name=name, dim=list(form.shape), stride=list(form.strides), data_type=self._type)
+    def _tensor(self, name: str, shape: Sequence[int]) -> Any:
+        return self._graph.tensor(name=name, dim=list(shape), stride=_strides(shape), data_type=self._type)
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    """Where an extent is 1, a tensor's own may be any others."""
+    return list(torch.empty(shape, device="meta", memory_format=memory_format(shape)).stride())

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rewriter.ops.conv import result_shape
 from rewriter.ops.cuda.tiles import aligned, refusal, steps_of, ways_to_share
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.upsample import channels_innermost
@@ -79,7 +80,7 @@ def takes_conv_act(
         return "the channels are not innermost"
     if weight.shape[0] % 8 or x.shape[1] % 8:
         return "numbers of channels that are no multiples of 8"
-    shape = _shape(x, weight, stride, padding)
+    shape = result_shape(x, weight, stride, padding)
     if min(shape) <= 0:
         return "an empty result"
     return None if math.prod(shape) < 2**31 else "more than 2^31 results"
@@ -97,7 +98,11 @@ def takes_conv_add(
     reason = takes_conv_act(x, weight, bias, stride, padding, *rest)
     if reason is not None:
         return reason
-    if addend.dtype != x.dtype or addend.device != x.device or list(addend.shape) != _shape(x, weight, stride, padding):
+    if (
+        addend.dtype != x.dtype
+        or addend.device != x.device
+        or tuple(addend.shape) != result_shape(x, weight, stride, padding)
+    ):
         return "the addend broadcasts or promotes"
     return None if channels_innermost(addend) and aligned(addend) else "the addend's channels are not innermost"
 
@@ -106,7 +111,7 @@ def configs(
     x: torch.Tensor, weight: torch.Tensor, _bias: Optional, stride: Sequence[int], padding: Sequence[int], *_: object
 ) -> Sequence[Config]:
     """Ways to share the work, best first by an estimate."""
-    images, filters, *extents = _shape(x, weight, stride, padding)
+    images, filters, *extents = result_shape(x, weight, stride, padding)
     steps = math.prod(weight.shape[2:]) * steps_of(x.shape[1])
     return ways_to_share(x, images * math.prod(extents), filters, steps)
 
@@ -133,16 +138,8 @@ def _convolution(
     shared: tuple[int, int, int, int],
 ) -> torch.Tensor:
     memory = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    y = torch.empty(_shape(x, weight, stride, padding), dtype=x.dtype, device=x.device, memory_format=memory)
+    y = torch.empty(result_shape(x, weight, stride, padding), dtype=x.dtype, device=x.device, memory_format=memory)
     films = [each if each is None or each.dim() == 5 else each.unsqueeze(2) for each in (x, weight, addend, y)]
     pad = (0, *padding)[-3:]
     torch.ops.rewriter_cuda.convolution(films[0], films[1], bias, films[2], films[3], stride[-1], *pad, 1, *shared)
     return y
-
-
-def _shape(x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]) -> list[int]:
-    extents = [
-        (x.shape[2 + axis] + 2 * padding[axis] - weight.shape[2 + axis]) // stride[axis] + 1
-        for axis in range(x.dim() - 2)
-    ]
-    return [x.shape[0], weight.shape[0], *extents]

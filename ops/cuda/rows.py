@@ -15,7 +15,7 @@ ACTIVATIONS = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "geglu")
 # Elements of a line, lines for a thread, threads of a warp and of a block.
 _LINE, _LINES, _WARP, _THREADS = 8, 5, 32, 512
 # Elements of a row, and of one that a warp makes.
-LONGEST, OF_A_WARP = _LINE * _LINES * _THREADS, _LINE * _LINES * _WARP
+_LONGEST, OF_A_WARP = _LINE * _LINES * _THREADS, _LINE * _LINES * _WARP
 
 
 def gated_quantised(x: torch.Tensor, activation: str, left: Optional, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +47,7 @@ def takes_gated(x: torch.Tensor, activation: str, left: Optional, kind: str) -> 
     columns = _columns(x, activation, left)
     if activation == "geglu" and x.shape[-1] % (2 * _LINE):
         return "halves that are not made of whole lines"
-    return None if columns <= LONGEST else "rows of too many elements"
+    return None if columns <= _LONGEST else "rows of too many elements"
 
 
 def takes_rows(x: torch.Tensor, kind: str) -> str | None:

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from rewriter.ops.activation import ACTIVATIONS
+from rewriter.ops.conv import result_shape
 from rewriter.ops.precision import NARROW, channels_innermost
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.triton.device import INTERPRETED, multiprocessors, unavailable
@@ -127,7 +128,7 @@ def conv_add(
     A program makes the sums of rows pixels and columns filters over one of `parts` parts of the taps and channels, in
     steps of `depth` channels with `stages` of them in flight. Result: [N, K, H, W] in [N, H, W, K] order.
     """
-    images, filters, out_height, out_width = shape = _shape(x, weight, stride, padding, dilation)
+    images, filters, out_height, out_width = shape = result_shape(x, weight, stride, padding, dilation)
     pixels = images * out_height * out_width
     result = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     steps = weight.shape[2] * weight.shape[3] * triton.cdiv(x.shape[1], depth)
@@ -180,7 +181,7 @@ def takes(
         return "arguments that torch refuses or extends"
     if not channels_innermost(x) or weight.stride(1) != 1:
         return "the channels are not innermost"
-    shape = _shape(x, weight, stride, padding, dilation)
+    shape = result_shape(x, weight, stride, padding, dilation)
     if min(*shape, x.numel(), weight.numel()) <= 0:
         return "an empty product"
     pixels = math.prod(shape) // shape[1]
@@ -203,7 +204,7 @@ def configs(
     dilation: Sequence[int],
     *_: Any,
 ) -> Sequence[Config]:
-    images, filters, height, width = _shape(x, weight, stride, padding, dilation)
+    images, filters, height, width = result_shape(x, weight, stride, padding, dilation)
     pixels = images * height * width
     found = []
     for columns, depth, warps, stages, resident in ((128, 64, 8, 5, 1), (64, 64, 4, 4, 2)):
@@ -213,16 +214,6 @@ def configs(
         sizes = {"rows": rows, "columns": columns, "depth": depth, "parts": min(parts, 64)}
         found.append({**sizes, "warps": warps, "stages": stages})
     return found
-
-
-def _shape(
-    x: torch.Tensor, weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int, int, int]:
-    height, width = (
-        (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1) // stride[axis] + 1
-        for axis in range(2)
-    )
-    return x.shape[0], weight.shape[0], height, width
 
 
 def _fits(addend: torch.Tensor, shape: tuple[int, ...]) -> bool:

@@ -66,12 +66,16 @@ def noisy(
         yield
 
 
-class BiasApart(TorchDispatchMode):
-    """Gives each convolution's product `noise(product)` before it adds the bias, as torch rounds it for cuDNN."""
+class _Noisy(TorchDispatchMode):
+    """Gives torch's own ops inside `noise`."""
 
-    def __init__(self, noise: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, noise: Callable[..., torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.noise = noise
+
+
+class BiasApart(_Noisy):
+    """Gives each convolution's product `noise(product)` before it adds the bias, as torch rounds it for cuDNN."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not torch.ops.aten.convolution.default or args[2] is None:
@@ -81,16 +85,12 @@ class BiasApart(TorchDispatchMode):
         return product + bias.view(-1, *(1,) * (weight.dim() - 2))
 
 
-class TanhApart(TorchDispatchMode):
+class TanhApart(_Noisy):
     """Gives each GELU of the formula with tanh `noise(result, share)`: the share of itself that it may be off by.
 
     All devices compute 1 + tanh(u) in f32. Far below zero nothing is left of it but what tanh is off by, two roundings:
     the result may be anything from 0 to twice as large there.
     """
-
-    def __init__(self, noise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.noise = noise
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
