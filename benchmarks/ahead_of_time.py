@@ -35,7 +35,7 @@ _TOO_EARLY = re.compile(r"\b(?:(?:ld|st|red|atom)\.(?:\w+\.)*global|cp\.async|pr
 
 
 # Ops with kernels in CUDA C++ alone.
-_NATIVE = frozenset({"quantised_linear_geglu", "upsample_conv"})
+_NATIVE = frozenset({"quantised_conv", "quantised_linear_geglu", "upsample_conv"})
 
 
 def too_early(kernel: Any) -> int:

@@ -1,4 +1,5 @@
-// Convolutions on Hopper: what the kernel in convolution.cu is told, and how it is launched.
+// Convolutions on Hopper: what the kernels in convolution.cu and quantised_convolution.cu are told, and how they are
+// launched.
 
 #include "convolution.h"
 #include "launch.h"
@@ -13,7 +14,7 @@ namespace rewriter {
 namespace {
 
 using convolving::kColumns, convolving::kDepth, convolving::kSplits;
-using convolving::Kernel, convolving::Operands, convolving::Pixels, convolving::Plan;
+using convolving::Kernel, convolving::Operands, convolving::Pixels, convolving::Plan, convolving::QuantisedOperands;
 
 int log2_of(int64_t value) {
   int result = 0;
@@ -49,16 +50,19 @@ int64_t boxes_of(const Pixels& pixels) {
 
 void require(bool condition, const char* what) { STD_TORCH_CHECK(condition, what); }
 
-const void* pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
-}
+// How a convolution is computed. step: of the filter in height and width; pad_z, pad_y, pad_x: zeros; scale: of the
+// result's height and width over those of x, see convolution.cu; rows: of a block's results; across, along: blocks of a
+// cluster that share rows, and columns; splits: that share the depth.
+struct Way {
+  int64_t step, pad_z, pad_y, pad_x, scale, rows, across, along, splits;
+};
 
-// y = convolution(x, weight) + bias + residual. x: [N, C, D, H, W], weight: [M, C, T, R, S] and y: [N, M, D', H', W'], all
-// with the channels innermost; residual as y. step: of the filter in height and width; pad_z, pad_y, pad_x: zeros; rows: of
-// a block's results; across, along: blocks of a cluster that share rows, and columns; splits: that share the depth.
-void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor> bias,
-                 const std::optional<Tensor> residual, Tensor y, int64_t step, int64_t pad_z, int64_t pad_y,
-                 int64_t pad_x, int64_t scale, int64_t rows, int64_t across, int64_t along, int64_t splits) {
+// x: [N, C, D, H, W], weight: [M, C, T, R, S] and y: [N, M, D', H', W'], all with the channels innermost. operands: what
+// else the kernel is told.
+template <typename Operands>
+void launch_convolution(const Tensor& x, const Tensor& weight, const Tensor& y, const Way& way, const Kernel& kernel,
+                        Operands operands) {
+  const auto [step, pad_z, pad_y, pad_x, scale, rows, across, along, splits] = way;
   const auto type = x.scalar_type();
   require(type == ScalarType::Half || type == ScalarType::BFloat16, "x: expected f16 or bf16");
   require(x.dim() == 5 && weight.dim() == 5 && y.dim() == 5, "x, weight, y: expected five dimensions");
@@ -71,8 +75,6 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
   require(splits >= 1 && splits <= kSplits && (splits & (splits - 1)) == 0, "splits: expected 1, 2, 4 or 8");
   require(across * along * splits <= 8, "a cluster has at most 8 blocks");
   require(splits == 1 || rows == 128, "splits: expected 1 for blocks of other than 128 rows");
-  require(reinterpret_cast<uintptr_t>(pointer(bias)) % 4 == 0, "bias: expected to start at a multiple of 4 bytes");
-  const Kernel kernel = convolving::kernel(static_cast<int>(rows), type == ScalarType::Half);
   require(kernel.address != nullptr, "rows: expected 128 or 256");
   const OnDeviceOf here(x);
   Plan plan{};
@@ -105,12 +107,43 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
       {kDepth, (wide - 1) * every + 1, (high - 1) * every + 1, 1, many}, {1, every, every, 1, 1});
   CUtensorMap right = described<3>(weight, {channels, taps, weight.size(0)}, {1, channels, taps * channels},
                                    {kDepth, 1, plan.piece}, {1, 1, 1});
-  Operands operands{pointer(bias), pointer(residual), y.mutable_data_ptr()};
   void* arguments[] = {&left, &right, &plan, &operands};
   Launch launch(static_cast<int>(across * along * splits), hopper::kThreads, kernel.shared, here.stream);
   // A split's sums lie where the next tile's operands would.
   launch_clusters(launch, kernel.address, plan.row_groups * plan.column_groups * plan.scale * plan.scale, splits > 1,
                   arguments, "a convolution on Hopper");
+}
+
+const void* pointer(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+bool starts_at(const void* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// y = convolution(x, weight) + bias + residual, with the shapes of `launch_convolution`; residual as y.
+void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor> bias,
+                 const std::optional<Tensor> residual, Tensor y, int64_t step, int64_t pad_z, int64_t pad_y,
+                 int64_t pad_x, int64_t scale, int64_t rows, int64_t across, int64_t along, int64_t splits) {
+  require(starts_at(pointer(bias), 4), "bias: expected to start at a multiple of 4 bytes");
+  const Kernel kernel = convolving::kernel(static_cast<int>(rows), x.scalar_type() == ScalarType::Half);
+  const Operands operands{pointer(bias), pointer(residual), y.mutable_data_ptr()};
+  launch_convolution(x, weight, y, {step, pad_z, pad_y, pad_x, scale, rows, across, along, splits}, kernel, operands);
+}
+
+// y = convolution(x, weight) * scale * filter_scales + bias + residual. x and weight: f8e4m3, two elements in one of y's
+// dtype, so that they have half as many channels; scale: [1], filter_scales: [M], f32. The rest as in `convolution`.
+void quantised_convolution(const Tensor x, const Tensor scale, const Tensor weight, const Tensor filter_scales,
+                           const Tensor bias, const std::optional<Tensor> residual, Tensor y, int64_t step,
+                           int64_t pad_y, int64_t pad_x, int64_t rows, int64_t across, int64_t along) {
+  require(scale.numel() == 1 && filter_scales.numel() == y.size(1) && bias.numel() == y.size(1),
+          "scale, filter_scales, bias: expected one number, and one for each filter");
+  require(starts_at(bias.const_data_ptr(), 4) && starts_at(filter_scales.const_data_ptr(), 8),
+          "bias, filter_scales: expected to start at multiples of 4 and 8 bytes");
+  const Kernel kernel = convolving::quantised_kernel(static_cast<int>(rows), x.scalar_type() == ScalarType::Half);
+  const QuantisedOperands operands{static_cast<const float*>(scale.const_data_ptr()),
+                                   static_cast<const float*>(filter_scales.const_data_ptr()), bias.const_data_ptr(),
+                                   pointer(residual), y.mutable_data_ptr()};
+  launch_convolution(x, weight, y, {step, 0, pad_y, pad_x, 1, rows, across, along, 1}, kernel, operands);
 }
 
 // How many clusters of `size` blocks of a convolution run at the same time on x's device.
@@ -128,11 +161,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
   library.def(
       "convolution(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor(a!) y, int step, int pad_z, "
       "int pad_y, int pad_x, int scale, int rows, int across, int along, int splits) -> ()");
+  library.def(
+      "quantised_convolution(Tensor x, Tensor scale, Tensor weight, Tensor filter_scales, Tensor bias, "
+      "Tensor? residual, Tensor(a!) y, int step, int pad_y, int pad_x, int rows, int across, int along) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) {
   library.impl("clusters", TORCH_BOX(&clusters));
   library.impl("convolution", TORCH_BOX(&convolution));
+  library.impl("quantised_convolution", TORCH_BOX(&quantised_convolution));
 }
 
 }  // namespace rewriter

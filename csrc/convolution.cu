@@ -13,7 +13,9 @@
 // each loads its part for all. `splits` of them share the steps along the depth and add their sums up at the end.
 
 #include "convolution.h"
+#include "fetching.h"
 #include "hopper.h"
+#include "pixels.h"
 #include "places.h"
 #include "products.h"
 #include "results.h"
@@ -31,78 +33,6 @@ template <>
 __device__ __half one_of(float value) { return __float2half_rn(value); }
 template <>
 __device__ __nv_bfloat16 one_of(float value) { return __float2bfloat16_rn(value); }
-
-// The lines of eight columns that a lane stores of up to 64 columns from kFrom on, of a warp's 16 rows: in kLines turns, a
-// turn kHeight rows down. Neighbouring lanes have neighbouring lines.
-template <int kFrom>
-struct Lines {
-  static constexpr int kChunks = (kColumns - kFrom < 64 ? kColumns - kFrom : 64) / 8;
-  static constexpr int kHeight = 32 / kChunks, kLines = 16 / kHeight;
-
-  // row, column: the first of the warp's in the tile, and of the tile in the result.
-  __device__ Lines(const Plan& plan, const Rows& rows, int row, int column) {
-    const int lane = threadIdx.x % 32, right = column + kFrom + lane % kChunks * 8;
-#pragma unroll
-    for (int i = 0; i < kLines; ++i) {
-      const int at = row + i * kHeight + lane / kChunks;
-      const int pixel = pixel_of(plan, rows, at);
-      places[i] = pixel < 0 || right >= plan.columns ? -1 : pixel * plan.columns + right;
-    }
-  }
-
-  // Where they are in the result, -1 beyond it.
-  int places[kLines];
-};
-
-// The residual's lines, if there is one.
-template <typename T, int kFrom>
-struct Addends {
-  __device__ void read(const void* residual, const Lines<kFrom>& to) {
-    if (residual == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < Lines<kFrom>::kLines; ++i) {
-      if (to.places[i] >= 0) lines[i] = hopper::read_line_ahead(static_cast<const T*>(residual) + to.places[i]);
-    }
-  }
-
-  uint4 lines[Lines<kFrom>::kLines];
-};
-
-// Rounds up to 64 columns of a warp's 16 rows of sums, and stores them through its part of shared memory.
-template <typename T, int kFrom>
-__device__ __forceinline__ void finish(const float (&sums)[kColumns / 2], unsigned char* part,
-                                       const Operands& operands, const Lines<kFrom>& to,
-                                       const Addends<T, kFrom>& addends) {
-  using Here = Lines<kFrom>;
-  const int lane = threadIdx.x % 32;
-  __syncwarp();
-#pragma unroll
-  for (int pair = 0; pair < Here::kChunks; pair += 2) {
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int j = kFrom / 8 + pair + i;
-#pragma unroll
-      for (int lower = 0; lower < 2; ++lower) {
-        const int at = 4 * j + 2 * lower;
-        words[2 * i + lower] = hopper::narrowed<T>(sums[at], sums[at + 1]);
-      }
-    }
-    hopper::store_chunks(part, pair, words);
-  }
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < Here::kLines; ++i) {
-    const int row = i * Here::kHeight + lane / Here::kChunks;
-    uint4 line = *reinterpret_cast<const uint4*>(part + hopper::chunk_at(row, lane % Here::kChunks));
-    if (to.places[i] < 0) continue;
-    if (operands.residual != nullptr) {
-      const uint4& more = addends.lines[i];
-      line = hopper::added<T>(line, more);
-    }
-    *reinterpret_cast<uint4*>(static_cast<T*>(operands.result) + to.places[i]) = line;
-  }
-}
 
 // Adds up what the blocks of a cluster have summed along their parts of the depth, and stores this block's rows of it.
 template <typename T>
@@ -181,30 +111,7 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
   if (group == 0) {
     hopper::give_up_registers<40>();
     if (warp == 0 && lane == 0) {
-      const int left_rows = Shape::kRows / plan.across;
-      uint16_t same_rows = 0, same_columns = 0;
-      for (int i = 0; i < plan.across; ++i) same_rows |= 1 << (place.first + place.along * plan.across + i);
-      for (int i = 0; i < plan.along; ++i) same_columns |= 1 << (place.first + i * plan.across + place.across);
-      hopper::Ring<Shape::kStages> ring;
-      for (int tile = cluster; tile < tiles; tile += clusters) {
-        const Spot spot(plan, place, tile);
-        Box box = box_at(plan.pixels, spot.row_tile * plan.across + place.across);
-        box.x = box.x * plan.step - plan.pad_x + spot.phase.x;
-        box.y = box.y * plan.step - plan.pad_y + spot.phase.y;
-        Tap tap(plan, place.begin);
-        for (int step = place.begin; step < place.end; ++step, ring.next(), tap.next(plan)) {
-          hopper::wait(empty + ring.stage, ring.turn ^ 1);
-          hopper::expect(full + ring.stage, Shape::kLeft + Shape::kRight);
-          hopper::copy(left + ring.stage * Shape::kLeft + place.across * left_rows * kDepth * 2, left_map,
-                       full + ring.stage, same_rows, plan.across > 1, tap.channel,
-                       box.x + tap.x, box.y + tap.y, box.z + tap.z - plan.pad_z, box.image);
-          for (int piece = place.along; piece < plan.pieces; piece += plan.along) {
-            hopper::copy(right + ring.stage * Shape::kRight + piece * plan.piece * kDepth * 2, right_map,
-                         full + ring.stage, same_columns, plan.along > 1, tap.channel, tap.index,
-                         spot.filter + piece * plan.piece);
-          }
-        }
-      }
+      feed<Shape>(plan, place, left_map, right_map, left, right, full, empty, cluster, clusters, tiles);
     }
     // The others of the first warp must not wait for the cluster before its first thread does.
     __syncwarp();
@@ -213,14 +120,7 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
     hopper::take_registers<232>();
     const int half = group - 1;
     unsigned char* const part = parts + (warp - 4) * hopper::kPart;
-    // The block that this lane tells what its warp has read.
-    int reader = -1;
-    if (lane < plan.across) {
-      reader = place.first + place.along * plan.across + lane;
-    } else if (lane < readers) {
-      const int other = lane - plan.across;
-      reader = place.first + (other + (other >= place.along)) * plan.across + place.across;
-    }
+    const int reader = place.reader(plan, lane);
     const int log_box = plan.pixels.log_width + plan.pixels.log_height + plan.pixels.log_images;
     float sums[kBlocks][kColumns / 2];
     hopper::Ring<Shape::kStages> ring;
@@ -255,7 +155,8 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
       if (plan.splits == 1) {
         const auto store = [&](auto more, bool there, const auto& to, const float (&of_block)[kColumns / 2]) {
           if (!there) more.read(operands.residual, to);
-          finish<T>(of_block, part, operands, to, more);
+          finish<T>(of_block, part, operands.residual, operands.result, to, more,
+                    [](int) { return [](float one, float two) { return hopper::narrowed<T>(one, two); }; });
         };
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block) {

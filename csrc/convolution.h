@@ -1,10 +1,11 @@
-// What the kernel in convolution.cu is told, and where its instances are.
+// What the kernels in convolution.cu and quantised_convolution.cu are told, and where their instances are.
 #pragma once
 
 #include "stages.h"
 
 namespace rewriter::convolving {
 
+// kDepth: of 16 bits, or twice as many of eight.
 constexpr int kDepth = 64, kColumns = 160, kSplits = 8;
 
 // Boxes of pixels, `box_*` wide, high and many, all powers of two given by their logarithms.
@@ -20,13 +21,20 @@ struct Plan {
   int scale;          // pixels of the result for each of `pixels`, in height and in width: each has filters of its own
   int step, pad_x, pad_y, pad_z;  // of the filter over the input
   int taps_x, taps_y;
-  int chunks, steps;  // of 64 channels in a tap, and of all taps
+  int chunks, steps;  // of kDepth channels in a tap, and of all taps
   int piece, pieces;  // of the weight: rows of one, how many
   int across, along, splits;
   int row_groups, column_groups;  // of tiles, a group for each cluster
 };
 
 struct Operands {
+  const void *bias, *residual;
+  void* result;
+};
+
+// scale, filter_scales: what x's and each filter's numbers of eight bits are multiplied by.
+struct QuantisedOperands {
+  const float *scale, *filter_scales;
   const void *bias, *residual;
   void* result;
 };
@@ -40,7 +48,7 @@ struct Tile : hopper::Stages<128 * kBlocks, kColumns, kDepth> {
 };
 
 // An instance: its address as launches take it, the rows of a block, the shared memory that it needs. Its arguments: the
-// tensors of both operands for the copy engine, a Plan, Operands.
+// tensors of both operands for the copy engine, a Plan, Operands or QuantisedOperands.
 struct Kernel {
   const void* address;
   int rows, shared;
@@ -48,5 +56,7 @@ struct Kernel {
 
 // The instance for blocks of 128 or 256 rows, without an address for others. That for 256 rows has no splits.
 Kernel kernel(int rows, bool f16);
+// The same of operands in eight bits, without splits or a scale of the picture. f16: the result, or else bf16.
+Kernel quantised_kernel(int rows, bool f16);
 
 }  // namespace rewriter::convolving

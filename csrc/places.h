@@ -66,6 +66,19 @@ struct Place {
     begin = plan.steps * split / plan.splits;
     end = plan.steps * (split + 1) / plan.splits;
   }
+
+  // The block that a lane tells what its warp has read: one of those that load for this one, -1 for none.
+  __device__ int reader(const Plan& plan, int lane) const {
+    int found = -1;
+    if (lane < plan.across) {
+      found = first + along * plan.across + lane;
+    } else if (lane < plan.across + plan.along - 1) {
+      const int other = lane - plan.across;
+      found = first + (other + (other >= along)) * plan.across + across;
+    }
+    return found;
+  }
+
   int split, first, along, across;
   int begin, end;
 };

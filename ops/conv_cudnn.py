@@ -6,6 +6,7 @@ where NVIDIA's `cudnn` package is absent, too old or does not load.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import threading
 from collections.abc import Sequence
@@ -14,18 +15,19 @@ from typing import Any
 import torch
 
 from rewriter.ops.conv import result_shape
-from rewriter.ops.cuda.convolution import takes_conv_act
 from rewriter.ops.cudnn_graphs import ACTIVATIONS, Planned, Problem, memory_format, package
 from rewriter.ops.precision import NARROW
-from rewriter.ops.registry import OPS, Config, provide
+from rewriter.ops.registry import Config, provide
 from rewriter.ops.upsample import channels_innermost
 
 Optional = torch.Tensor | None
 
 # Plans worth timing: cuDNN's own ranking has been off by several times.
 _PLANS = 3
-# Graphs that are kept.
+# Graphs that are kept. A CUDA graph holds what it has recorded of one that is not kept any more.
 _KEPT = 512
+# Bytes. Where a graph is not told otherwise, each operand starts at a multiple of them.
+_ALIGNED = 16
 
 
 class Convolutions:
@@ -35,6 +37,7 @@ class Convolutions:
         self._cudnn = cudnn
         self._handle = functools.cache(self._new_handle)
         self._planned = functools.lru_cache(_KEPT)(self._new_plans)
+        self._counted = functools.lru_cache(_KEPT)(self._count)
 
     def conv_act(
         self, x: torch.Tensor, weight: torch.Tensor, bias: Optional, *geometry: Any, plan: int = 0
@@ -54,6 +57,14 @@ class Convolutions:
         """activation(convolution(x, weight) + bias + addend), rounded once."""
         return self._computed({"x": x, "weight": weight, "bias": bias, "addend": addend}, geometry, plan)
 
+    def supports_act(self, *call: Any) -> str | None:
+        """Why a call of `conv_act` is not for cuDNN, or None."""
+        return takes_act(*call) or _without_plans(self.act_configs(*call))
+
+    def supports_add(self, *call: Any) -> str | None:
+        """The same of `conv_add`."""
+        return takes_add(*call) or _without_plans(self.add_configs(*call))
+
     def act_configs(self, x: torch.Tensor, weight: torch.Tensor, bias: Optional, *geometry: Any) -> Sequence[Config]:
         """The first of cuDNN's plans for a call of `conv_act`, none where it has none."""
         return self._plans({"x": x, "weight": weight, "bias": bias}, geometry)
@@ -64,12 +75,20 @@ class Convolutions:
         """The same of `conv_add`."""
         return self._plans({"x": x, "weight": weight, "bias": bias, "addend": addend}, geometry)
 
+    def forget(self) -> None:
+        """Lets go of all graphs."""
+        self._planned.cache_clear()
+        self._counted.cache_clear()
+        self._handle.cache_clear()
+
     def _plans(self, operands: dict[str, Optional], geometry: Sequence[Any]) -> Sequence[Config]:
+        return [{"plan": plan} for plan in range(self._counted(_problem(operands, geometry)))]
+
+    def _count(self, problem: Problem) -> int:
         try:
-            count = self._planned(_problem(operands, geometry)).count
+            return min(self._planned(problem).count, _PLANS)
         except RuntimeError:
-            return []
-        return [{"plan": plan} for plan in range(min(count, _PLANS))]
+            return 0
 
     def _computed(self, operands: dict[str, Optional], geometry: Sequence[Any], plan: int) -> torch.Tensor:
         values = {name: value for name, value in operands.items() if value is not None}
@@ -80,15 +99,16 @@ class Convolutions:
         return y
 
     def _new_plans(self, problem: Problem) -> Planned:
-        return Planned(self._cudnn, self._handle(problem.device, problem.thread), problem)
+        with torch.cuda.device(problem.device):
+            return Planned(self._cudnn, self._handle(problem.device, problem.thread), problem)
 
-    def _new_handle(self, device: torch.device, _thread: int) -> Any:
-        with torch.cuda.device(device):
-            return self._cudnn.create_handle()
+    def _new_handle(self, _device: torch.device, _thread: int) -> Any:
+        """Of the current device."""
+        return self._cudnn.create_handle()
 
 
 def takes_act(x: torch.Tensor, weight: torch.Tensor, bias: Optional, *geometry: Any) -> str | None:
-    """Why a call of `conv_act` is not for cuDNN, or None."""
+    """Why cuDNN need not be asked for plans of a call of `conv_act`, or None."""
     stride, padding, dilation, transposed, _, groups, activation = geometry
     present = [each for each in (x, weight, bias) if each is not None]
     if not all(each.is_cuda and each.device == x.device for each in present):
@@ -105,10 +125,10 @@ def takes_act(x: torch.Tensor, weight: torch.Tensor, bias: Optional, *geometry: 
         return "the channels are not innermost"
     if bias is not None and (bias.shape != weight.shape[:1] or bias.stride(0) != 1):
         return "the bias is not a dense vector"
+    if not all(_aligned(each) for each in present):
+        return "operands that do not start at a multiple of 16 bytes"
     if min(result_shape(x, weight, *geometry[:3])) <= 0 or not x.numel() or not weight.numel():
         return "an empty result"
-    if "cuda" in OPS["conv_act"].providers and takes_conv_act(x, weight, bias, *geometry) is None:
-        return "the kernel of csrc is ahead there, and needs no plan"
     return None
 
 
@@ -125,13 +145,26 @@ def takes_add(
         or tuple(addend.shape) != result_shape(x, weight, *geometry[:3])
     ):
         return "the addend broadcasts or promotes"
+    if not _aligned(addend):
+        return "the addend does not start at a multiple of 16 bytes"
     return None if channels_innermost(addend) else "the addend's channels are not innermost"
 
 
 def enter(convolutions: Convolutions) -> None:
     """Adds the provider to both ops."""
-    provide("conv_act", "cudnn", convolutions.conv_act, takes_act, convolutions.act_configs, measured=True)
-    provide("conv_add", "cudnn", convolutions.conv_add, takes_add, convolutions.add_configs, measured=True)
+    # torch holds the ops until the interpreter has ended, and the package prints which of its graphs are still there.
+    atexit.register(convolutions.forget)
+    act, add = convolutions.conv_act, convolutions.conv_add
+    provide("conv_act", "cudnn", act, convolutions.supports_act, convolutions.act_configs, measured=True)
+    provide("conv_add", "cudnn", add, convolutions.supports_add, convolutions.add_configs, measured=True)
+
+
+def _without_plans(configs: Sequence[Config]) -> str | None:
+    return None if configs else "cuDNN has no plan for it"
+
+
+def _aligned(tensor: torch.Tensor) -> bool:
+    return tensor.data_ptr() % _ALIGNED == 0
 
 
 def _problem(operands: dict[str, Optional], geometry: Sequence[Any]) -> Problem:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Problem:
 class Planned:
     """A problem's graph with `count` plans, best first as cuDNN ranks them, none of which is built yet.
 
-    Raises RuntimeError where cuDNN has none.
+    To be made on the problem's device. Raises RuntimeError where cuDNN has none.
     """
 
     def __init__(self, cudnn: Any, handle: Any, problem: Problem) -> None:
@@ -72,7 +73,7 @@ class Planned:
         self._workspaces: dict[int, int] = {}
         self._type = getattr(cudnn.data_type, _NAMES[problem.dtype])
         wide = cudnn.data_type.FLOAT
-        try:
+        with _named("cuDNN has no graph for it"):
             self._graph = cudnn.pygraph(
                 handle=handle, io_data_type=self._type, intermediate_data_type=wide, compute_data_type=wide
             )
@@ -82,23 +83,22 @@ class Planned:
             self._graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.B])
             self._graph.check_support()
             self.count = int(self._graph.get_execution_plan_count())
-        # The package has errors of its own, and of what it calls.
-        except Exception as error:
-            raise RuntimeError(f"cuDNN has no graph for it: {described(error)}") from error
 
     def run(self, values: dict[str, torch.Tensor], plan: int) -> None:
         """Computes values["y"] from the others on the current stream. Raises RuntimeError where the plan fails."""
-        device = self._problem.device
-        try:
+        device, failing = self._problem.device, f"cuDNN's plan {plan} fails"
+        # A handle works where its device is the current one.
+        with torch.cuda.device(device):
             if plan not in self._workspaces:
-                self._graph.build_plan_at_index(plan)
-                self._workspaces[plan] = int(self._graph.get_workspace_size_plan_at_index(plan))
-            self._cudnn.set_stream(handle=self._handle, stream=torch.cuda.current_stream(device).cuda_stream)
+                with _named(failing):
+                    self._graph.build_plan_at_index(plan)
+                    self._workspaces[plan] = int(self._graph.get_workspace_size_plan_at_index(plan))
+            # Where memory runs out, that is torch's error, not the plan's.
             workspace = torch.empty(max(self._workspaces[plan], 1), dtype=torch.uint8, device=device)
             given = {self._tensors[name]: value for name, value in values.items()}
-            self._graph.execute_plan_at_index(given, workspace, plan, handle=self._handle)
-        except Exception as error:
-            raise RuntimeError(f"cuDNN's plan {plan} fails: {described(error)}") from error
+            with _named(failing):
+                self._cudnn.set_stream(handle=self._handle, stream=torch.cuda.current_stream(device).cuda_stream)
+                self._graph.execute_plan_at_index(given, workspace, plan, handle=self._handle)
 
     def _described(self) -> dict[str, Any]:
         graph, problem = self._graph, self._problem
@@ -123,6 +123,15 @@ class Planned:
 
     def _tensor(self, name: str, shape: Sequence[int]) -> Any:
         return self._graph.tensor(name=name, dim=list(shape), stride=_strides(shape), data_type=self._type)
+
+
+@contextlib.contextmanager
+def _named(failing: str) -> Iterator[None]:
+    """What is raised inside becomes a RuntimeError: the package has errors of its own, and of what it calls."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{failing}: {described(error)}") from error
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

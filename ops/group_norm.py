@@ -18,7 +18,7 @@ Optional = torch.Tensor | None
 _SMALL = 2**14
 
 
-def _normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
+def normalised(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
     """A new tensor, in f32 at least. Not by F.group_norm, which refuses a group of one element."""
     scale, shift = widen(weight), widen(bias)
     if x.is_cpu and x.numel() > _SMALL and channels_innermost(x) and x.shape[1] % groups == 0:
@@ -43,12 +43,12 @@ def group_norm(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, e
     x: [N, C, ...], f16|bf16|f32|f64, any strides; weight, bias: [C] or None. Result: x's shape and dtype, dense, with
     channels innermost where x has them so. Raises RuntimeError if C % groups.
     """
-    return laid_out_like(_normalised(x, groups, weight, bias, eps).to(x.dtype), x)
+    return laid_out_like(normalised(x, groups, weight, bias, eps).to(x.dtype), x)
 
 
 def group_norm_silu(x: torch.Tensor, groups: int, weight: Optional, bias: Optional, eps: float) -> torch.Tensor:
     """silu(group_norm(x)); operands and result as in `group_norm`."""
-    return laid_out_like(F.silu(_normalised(x, groups, weight, bias, eps), inplace=True).to(x.dtype), x)
+    return laid_out_like(F.silu(normalised(x, groups, weight, bias, eps), inplace=True).to(x.dtype), x)
 
 
 def added(x: torch.Tensor, channel_bias: Optional, addend: Optional) -> torch.Tensor:
@@ -113,10 +113,10 @@ def sum_group_norm_silu(
     return group_norm_silu(added(x, channel_bias, addend), groups, weight, bias, eps)
 
 
-_SUM = "Tensor x, Tensor? channel_bias, Tensor? addend"
-_NORM = "int groups, Tensor? weight, Tensor? bias, float eps"
-define(f"group_norm(Tensor x, {_NORM}) -> Tensor", group_norm)
-define(f"group_norm_silu(Tensor x, {_NORM}) -> Tensor", group_norm_silu)
-define(f"add_group_norm({_SUM}, {_NORM}) -> (Tensor, Tensor)", add_group_norm)
-define(f"add_group_norm_silu({_SUM}, {_NORM}) -> (Tensor, Tensor)", add_group_norm_silu)
-define(f"sum_group_norm_silu({_SUM}, {_NORM}) -> Tensor", sum_group_norm_silu)
+SUM = "Tensor x, Tensor? channel_bias, Tensor? addend"
+NORM = "int groups, Tensor? weight, Tensor? bias, float eps"
+define(f"group_norm(Tensor x, {NORM}) -> Tensor", group_norm)
+define(f"group_norm_silu(Tensor x, {NORM}) -> Tensor", group_norm_silu)
+define(f"add_group_norm({SUM}, {NORM}) -> (Tensor, Tensor)", add_group_norm)
+define(f"add_group_norm_silu({SUM}, {NORM}) -> (Tensor, Tensor)", add_group_norm_silu)
+define(f"sum_group_norm_silu({SUM}, {NORM}) -> Tensor", sum_group_norm_silu)

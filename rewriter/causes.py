@@ -34,6 +34,12 @@ def described(error: BaseException) -> str:
     return cause if _NAMES_ITS_KIND.match(cause) else f"{type(error).__name__}: {cause}"
 
 
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether a device had no memory left, as torch says it, or a graph that ran into it."""
+    signs = type(error).__name__, str(error)
+    return any(word in sign for word in ("OutOfMemoryError", "out of memory") for sign in signs)
+
+
 def _says_nothing(message: str) -> bool:
     """Whether there is no message, or one of Triton's that only shows a call whose kernel did not compile."""
     lines = message.split()

@@ -5,7 +5,18 @@ Importing this module raises ImportError, OSError or RuntimeError where that is 
 
 from __future__ import annotations
 
-from rewriter.ops.cuda import attention, build, convolution, linear, norms, product, quantised, rows, upsample
+from rewriter.ops.cuda import (
+    attention,
+    build,
+    convolution,
+    linear,
+    norms,
+    product,
+    quantised,
+    quantised_conv,
+    rows,
+    upsample,
+)
 
 build.load(build.visible_architectures())
 linear.enter()
@@ -14,5 +25,6 @@ product.enter()
 attention.enter()
 upsample.enter()
 quantised.enter()
+quantised_conv.enter()
 rows.enter()
 norms.enter()

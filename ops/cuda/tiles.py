@@ -23,17 +23,17 @@ _PRODUCT, _END, _SPLIT, _BYTES = 640, 1000, 3000, 31
 _SHARED = {128: ((2, 1), (1, 2), (1, 1)), 256: ((2, 1), (1, 2))}
 
 
-def ways_to_share(device: torch.Tensor, rows: int, filters: int, steps: int) -> Sequence[Config]:
+def ways_to_share(device: torch.Tensor, rows: int, filters: int, steps: int, *, split: bool = True) -> Sequence[Config]:
     """Ways to make `rows` x `filters` results of so many steps of the depth, best first by an estimate.
 
     device: a tensor there. rows: of a block's results; across, along: blocks of a cluster that share rows, and columns;
-    splits: those that share the steps along the depth.
+    splits: those that share the steps along the depth, where they may (`split`).
     """
     columns = math.ceil(filters / _COLUMNS)
     estimates: list[tuple[float, int, int, int, int]] = []
     for height, shared in _SHARED.items():
         tiles = math.ceil(rows / height)
-        for splits in (1, 2, 4, 8) if height == 128 else (1,):
+        for splits in (1, 2, 4, 8) if split and height == 128 else (1,):
             for across, along in shared:
                 size = across * along * splits
                 if size > _LARGEST_CLUSTER or across > columns or along > tiles or 1 < splits > steps // 4:

@@ -20,23 +20,40 @@ import triton.language as tl
 
 from rewriter.ops.group_norm import added
 from rewriter.ops.precision import channels_innermost
+from rewriter.ops.quantised_conv import root
 from rewriter.ops.registry import provide
-from rewriter.ops.triton.device import unavailable
+from rewriter.ops.triton.device import INTERPRETED, unavailable
 from rewriter.ops.triton.group_norm_configs import Shape, configs_for
 from rewriter.ops.triton.group_norm_kernels import normalise_parts, partial_statistics, whole_groups
 from rewriter.ops.triton.overlap import overlapping
 from rewriter.ops.triton.planes import Planes, planes_of, sample_reach
+from rewriter.ops.triton.quantised_rows import format_refusal
 
 Optional = torch.Tensor | None
 # Offsets inside a sample are 32 bits wide.
 _LARGEST = 2**31 - 2**16
 _FEWEST_ENTRIES = 16
+# What codes are stored as.
+_CODES = torch.uint8 if INTERPRETED else torch.float8_e4m3fn
 _NAMES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Codes:
+    """How large the norm's numbers are, as `ops.quantised_conv` takes it, and where their scale is written."""
+
+    gain: torch.Tensor
+    offset: torch.Tensor
+    root: float
+    scale: torch.Tensor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Call:
-    """What the launches need. planes: of x, addend (x where there is none), total (y where it is not written) and y."""
+    """What the launches need. planes: of x, addend (x where there is none), total (y where it is not written) and y.
+
+    dtype: of the sum; codes: how y is stored where it is in f8e4m3.
+    """
 
     x: torch.Tensor
     channel_bias: Optional
@@ -48,6 +65,8 @@ class _Call:
     groups: int
     eps: float
     silu: bool
+    dtype: torch.dtype
+    codes: _Codes | None
     planes: Planes
 
     @property
@@ -70,22 +89,34 @@ class _Call:
             "SUM": self.channel_bias is not None or self.addend is not None,
             "ROW": self.addend is not None and row,
             "FULL": self.addend is not None and not row,
-            "TOTAL": _NAMES[self.y.dtype],
+            "TOTAL": _NAMES[self.dtype],
         }
+
+    def form(self) -> dict[str, bool]:
+        """The kernels' constants about the result."""
+        quantised = self.codes is not None
+        return {"SILU": self.silu, "CODES": quantised, "EMULATED": quantised and INTERPRETED}
+
+    def reach(self) -> tuple[Any, ...]:
+        """The kernels' arguments about codes."""
+        codes = self.codes
+        return (None, None, 0.0, None) if codes is None else (codes.gain, codes.offset, codes.root, codes.scale)
 
 
 class _GroupNorm:
-    """One op's provider. Its arguments are those of `add_group_norm`, less the sum's terms where it has none."""
+    """One op's provider. Its arguments are those of `add_group_norm`, less the sum's terms where it has none, and two
+    more where it gives codes."""
 
     def __init__(self, name: str) -> None:
         self.sums = name.startswith(("add_", "sum_"))
         self.keeps = name.startswith("add_")
-        self.silu = name.endswith("_silu")
+        self.silu = "_silu" in name
+        self.quantised = name.endswith("_quantised")
         provide(name, "triton", self, self.supports, self.configs)
 
     def supports(self, *arguments: Any) -> str | None:
-        x, channel_bias, addend, groups, weight, bias, _ = self._named(arguments)
-        tensors = [each for each in (x, channel_bias, addend, weight, bias) if each is not None]
+        x, channel_bias, addend, groups, weight, bias, _, *reach = self._named(arguments)
+        tensors = [each for each in (x, channel_bias, addend, weight, bias, *reach) if each is not None]
         reasons = (unavailable(each) for each in tensors)
         if reason := next((each for each in reasons if each is not None), None):
             return reason
@@ -105,6 +136,10 @@ class _GroupNorm:
             return f"weight and bias: expected [{shape[1]}]"
         if channel_bias is not None and channel_bias.shape not in ((shape[1],), (1,)):
             return f"channel bias: expected [{shape[1]}]"
+        if any(each.numel() != 1 or each.dtype != torch.float32 for each in reach):
+            return "gain and offset: expected one number each, in f32"
+        if reach and (reason := format_refusal(x, "f8e4m3")) is not None:
+            return reason
         wide = (each.expand(shape) for each in (x, addend) if each is not None)
         if max(math.prod(shape[1:]), *(sample_reach(each) for each in wide)) >= _LARGEST:
             return f"shape {list(shape)}: a sample spans 2^31 elements or more"
@@ -120,16 +155,25 @@ class _GroupNorm:
         run = _whole if chosen.pop("algorithm") == "whole" else _split
         with torch.cuda.device(call.x.device) if call.x.is_cuda else contextlib.nullcontext():
             run(call, **chosen)
-        return (call.y, total) if self.keeps else call.y
+        results: tuple[Optional, ...] = (call.y,)
+        if call.codes is not None:
+            results = (call.y.view(torch.float8_e4m3fn), call.codes.scale)
+        if self.keeps:
+            results = (*results, total)
+        return results if len(results) > 1 else call.y
 
     def _named(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return arguments if self.sums else (arguments[0], None, None, *arguments[1:])
 
     def _call(self, arguments: tuple[Any, ...]) -> tuple[_Call, Optional]:
         """The launches' operands, and the sum that the op returns."""
-        x, channel_bias, addend, groups, weight, bias, eps = self._named(arguments)
+        x, channel_bias, addend, groups, weight, bias, eps, *reach = self._named(arguments)
         result = _described(x, channel_bias, addend) if self.sums else x
-        y = _blank(result, x.device)
+        codes = None
+        if self.quantised:
+            scale = torch.empty(1, dtype=torch.float32, device=x.device)
+            codes = _Codes(reach[0], reach[1], root(result.shape, groups), scale)
+        y = _blank(result, _CODES if self.quantised else result.dtype, x.device)
         total = None
         if self.keeps:
             total = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device=x.device)
@@ -142,7 +186,7 @@ class _GroupNorm:
             if self.sums:
                 x = added(x, channel_bias, addend)
                 returned, total, channel_bias, addend = x if self.keeps else None, None, None, None
-            x = _like(y, x)
+            x = torch.empty_like(y, dtype=x.dtype).copy_(x)
             planes = planes_of([x, x, y, y])
             assert planes is not None, "dense operands of one order have planes"
         call = _Call(
@@ -156,6 +200,8 @@ class _GroupNorm:
             groups=groups,
             eps=eps,
             silu=self.silu,
+            dtype=result.dtype,
+            codes=codes,
             planes=planes,
         )
         return call, returned
@@ -175,16 +221,12 @@ def _sum_of(*forms: Any) -> torch.Tensor:
     return added(terms[0], *terms[1:])
 
 
-def _blank(like: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _blank(like: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The norm's result without data, laid out as the reference's is for a tensor like that."""
     if not channels_innermost(like):
-        return torch.empty(like.shape, dtype=like.dtype, device=device)
+        return torch.empty(like.shape, dtype=dtype, device=device)
     n, c, *space = like.shape
-    return torch.empty((n, *space, c), dtype=like.dtype, device=device).movedim(-1, 1)
-
-
-def _like(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(y, dtype=x.dtype).copy_(x)
+    return torch.empty((n, *space, c), dtype=dtype, device=device).movedim(-1, 1)
 
 
 def _whole(call: _Call, *, held: int, warps: int) -> None:
@@ -194,9 +236,9 @@ def _whole(call: _Call, *, held: int, warps: int) -> None:
     align = min(16, size * held & -(size * held))
     whole_groups[(planes.samples * (call.groups // held),)](
         call.x, call.channel_bias, call.addend, call.total, call.y, call.weight, call.bias, call.eps,
-        call.groups, size * held // align, planes.places, count,
+        *call.reach(), call.groups, size * held // align, planes.places, count,
         *(stride for each in planes.strides for stride in each),
-        **call.sum(row=place == 0 and (frame == 0 or planes.frames == 1)), SILU=call.silu,
+        **call.sum(row=place == 0 and (frame == 0 or planes.frames == 1)), **call.form(),
         FRAMES=planes.frames > 1, HELD=held, ALIGN=align, **overlapping(call.x.device),
         PLACES=triton.next_power_of_2(count), WIDTH=triton.next_power_of_2(held * size), num_warps=warps,
     )  # fmt: skip
@@ -226,8 +268,8 @@ def _split(call: _Call, *, tile: int, width: int, parts: int, warps: int) -> Non
         source, channel_bias, other, x, addend = call.total, None, None, total, total
         terms |= {"SUM": False, "ROW": False, "FULL": False}
     normalise_parts[grid](
-        source, channel_bias, other, call.y, call.weight, call.bias, *statistics, call.eps, *extents,
-        *x, *addend, *y, **terms, SILU=call.silu, **constants, ENTRIES=_bucket(entries),
+        source, channel_bias, other, call.y, call.weight, call.bias, *statistics, call.eps, *call.reach(), *extents,
+        *x, *addend, *y, **terms, **call.form(), **constants, ENTRIES=_bucket(entries),
     )  # fmt: skip
 
 
@@ -239,5 +281,6 @@ def _bucket(entries: int) -> int:
     return bucket
 
 
-for _name in ("group_norm", "group_norm_silu", "add_group_norm", "add_group_norm_silu", "sum_group_norm_silu"):
+_WITH_SILU = ("group_norm_silu", "add_group_norm_silu", "sum_group_norm_silu")
+for _name in ("group_norm", "add_group_norm", *_WITH_SILU, *(f"{each}_quantised" for each in _WITH_SILU)):
     _GroupNorm(_name)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from rewriter.ops.triton.overlap import let_next_begin, wait_for_earlier
+from rewriter.ops.triton.quantised_rows import f8e4m3
 
 
 @triton.jit
@@ -42,14 +43,36 @@ def _silu(y):  # type: ignore[no-untyped-def]
     return y / (1.0 + tl.exp(-y))
 
 
+@triton.jit
+def _factor(gain, offset, root, scale):  # type: ignore[no-untyped-def]
+    """What a norm's numbers are multiplied by to be stored, see `ops.quantised_conv`; its inverse to `scale`."""
+    bound = tl.load(gain) * root + tl.load(offset)
+    # Exponents as f32 has them: of the bound, at least that of 2**-100, and 7 less for the scale.
+    field = tl.maximum(bound.to(tl.int32, bitcast=True) >> 23, 27)
+    size = ((field - 7) << 23).to(tl.float32, bitcast=True)
+    tl.store(scale, tl.where(bound < float("inf"), size, float("nan")), mask=tl.program_id(0) == 0)
+    return ((261 - field) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _stored(result, y, factor, SILU: tl.constexpr, CODES: tl.constexpr, EMULATED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The norm's result as y keeps it. CODES: in f8e4m3, times `factor`; EMULATED: made by hand and stored as u8."""
+    if SILU:
+        result = _silu(result)
+    if CODES:
+        result *= factor
+    by_hand = tl.where(result == result, f8e4m3(result), 127).to(tl.uint8) if EMULATED else result
+    return by_hand if EMULATED else result.to(y.dtype.element_ty)
+
+
 @triton.jit(do_not_specialize=["groups", "units"])
 def whole_groups(  # type: ignore[no-untyped-def]
-    x, channel_bias, addend, total, y, weight, bias, eps,
+    x, channel_bias, addend, total, y, weight, bias, eps, gain, offset, root, y_scale,
     groups, units, places, count,
     x_n, x_f, x_p, x_c, a_n, a_f, a_p, a_c, t_n, t_f, t_p, t_c, y_n, y_f, y_p, y_c,
     SUM: tl.constexpr, ROW: tl.constexpr, FULL: tl.constexpr, TOTAL: tl.constexpr, SILU: tl.constexpr,
-    FRAMES: tl.constexpr, HELD: tl.constexpr, ALIGN: tl.constexpr, OVERLAP: tl.constexpr,
-    PLACES: tl.constexpr, WIDTH: tl.constexpr,
+    CODES: tl.constexpr, EMULATED: tl.constexpr, FRAMES: tl.constexpr, HELD: tl.constexpr, ALIGN: tl.constexpr,
+    OVERLAP: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """A program holds HELD neighbouring groups of a sample, [PLACES, WIDTH], in registers. Grid: n * groups / HELD.
 
@@ -81,6 +104,9 @@ def whole_groups(  # type: ignore[no-untyped-def]
         else:
             addend_tile = addend + n * a_n + base * a_c + (p * a_p)[:, None] + (j * a_c)[None, :]
     wait_for_earlier(OVERLAP)
+    factor = 1.0
+    if CODES:
+        factor = _factor(gain, offset, root, y_scale)
     shift = _shift(channel_bias, addend, n * a_n + c * a_c, c, known, ROW, WIDTH)
     value = _tile(x + n * x_n + base * x_c + x_at, addend_tile, shift, inside, SUM, FULL, TOTAL)
     if total is not None:
@@ -111,9 +137,7 @@ def whole_groups(  # type: ignore[no-untyped-def]
     result = centred * scale[None, :]
     if bias is not None:
         result += tl.load(bias + c, mask=known, other=0.0).to(tl.float32)[None, :]
-    if SILU:
-        result = _silu(result)
-    tl.store(y + n * y_n + base * y_c + y_at, result.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + n * y_n + base * y_c + y_at, _stored(result, y, factor, SILU, CODES, EMULATED), mask=inside)
 
 
 @triton.jit(do_not_specialize=["groups", "size", "chunks", "parts", "splits", "entries"])
@@ -196,12 +220,12 @@ def partial_statistics(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["groups", "size", "chunks", "parts", "splits", "entries"])
 def normalise_parts(  # type: ignore[no-untyped-def]
-    x, channel_bias, addend, y, weight, bias, means, squares, eps,
+    x, channel_bias, addend, y, weight, bias, means, squares, eps, gain, offset, root, y_scale,
     channels, groups, size, places, chunks, parts, rows, splits, entries,
     x_n, x_f, x_p, x_c, a_n, a_f, a_p, a_c, y_n, y_f, y_p, y_c,
     SUM: tl.constexpr, ROW: tl.constexpr, FULL: tl.constexpr, TOTAL: tl.constexpr, SILU: tl.constexpr,
-    LOOP: tl.constexpr, OVERLAP: tl.constexpr, PLACES: tl.constexpr, WIDTH: tl.constexpr, MEMBERS: tl.constexpr,
-    ENTRIES: tl.constexpr,
+    CODES: tl.constexpr, EMULATED: tl.constexpr, LOOP: tl.constexpr, OVERLAP: tl.constexpr, PLACES: tl.constexpr,
+    WIDTH: tl.constexpr, MEMBERS: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     """Merges the partial statistics of its groups, then normalises what `partial_statistics` read in one program.
 
@@ -228,6 +252,9 @@ def normalise_parts(  # type: ignore[no-untyped-def]
         addend_tile = addend + n * a_n + frame * a_f + at * a_p + base * a_c + (p * a_p)[:, None] + (j * a_c)[None, :]
     wait_for_earlier(OVERLAP)
     shift = _shift(channel_bias, addend, n * a_n + frame * a_f + (base + j) * a_c, c, known, ROW, WIDTH)
+    factor = 1.0
+    if CODES:
+        factor = _factor(gain, offset, root, y_scale)
     # The first tile is under way while the statistics are merged.
     inside = (p < count)[:, None] & known[None, :]
     value = _tile(x_tile, addend_tile, shift, inside, SUM, FULL, TOTAL)
@@ -252,13 +279,11 @@ def normalise_parts(  # type: ignore[no-untyped-def]
     scale = tl.sum(tl.where(member, rstd[:, None], 0.0), axis=0)
     if weight is not None:
         scale *= tl.load(weight + c, mask=known, other=0.0).to(tl.float32)
-    offset = tl.zeros([WIDTH], dtype=tl.float32)
+    move = tl.zeros([WIDTH], dtype=tl.float32)
     if bias is not None:
-        offset += tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
-    result = (value - centre[None, :]) * scale[None, :] + offset[None, :]
-    if SILU:
-        result = _silu(result)
-    tl.store(y_tile, result.to(y.dtype.element_ty), mask=inside)
+        move += tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
+    result = (value - centre[None, :]) * scale[None, :] + move[None, :]
+    tl.store(y_tile, _stored(result, y, factor, SILU, CODES, EMULATED), mask=inside)
     if LOOP:
         for done in range(PLACES, count, PLACES):
             x_tile += PLACES * x_p
@@ -267,7 +292,5 @@ def normalise_parts(  # type: ignore[no-untyped-def]
                 addend_tile += PLACES * a_p
             inside = (done + p < count)[:, None] & known[None, :]
             value = _tile(x_tile, addend_tile, shift, inside, SUM, FULL, TOTAL)
-            result = (value - centre[None, :]) * scale[None, :] + offset[None, :]
-            if SILU:
-                result = _silu(result)
-            tl.store(y_tile, result.to(y.dtype.element_ty), mask=inside)
+            result = (value - centre[None, :]) * scale[None, :] + move[None, :]
+            tl.store(y_tile, _stored(result, y, factor, SILU, CODES, EMULATED), mask=inside)

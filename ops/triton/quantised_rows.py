@@ -25,7 +25,7 @@ LONGEST = 16384
 
 
 @triton.jit
-def _f8e4m3(v):  # type: ignore[no-untyped-def]
+def f8e4m3(v):  # type: ignore[no-untyped-def]
     """The bits of v, f32 with |v| < 448, rounded to nearest even. Triton's interpreter cuts digits off instead."""
     bits = tl.abs(v).to(tl.int32, bitcast=True)
     # 1.5 * 2**23, added and taken away, rounds to whole numbers, halves to even: its last bit is worth 1.
@@ -72,7 +72,7 @@ def store_rows(  # type: ignore[no-untyped-def]
         factor = ((261 - field) << 23).to(tl.float32, bitcast=True)
         size = ((field - 7) << 23).to(tl.float32, bitcast=True)
         scaled = kept * factor[:, None]
-        code = _f8e4m3(scaled) if EMULATED else scaled.to(tl.float8e4nv)
+        code = f8e4m3(scaled) if EMULATED else scaled.to(tl.float8e4nv)
     tl.store(codes + row.to(tl.int64)[:, None] * columns + column, code, mask=inside)
     tl.store(scales + row, tl.where(spoilt, float("nan"), size), mask=row < rows)
 

@@ -47,7 +47,11 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
         "--rules", action="append", metavar="R", help="a pack, rule file or folder; may be repeated (default: default)"
     )
     parser.add_argument(
-        "--without", action="append", default=[], metavar="RULE", help="leave this rule out; may be repeated"
+        "--without",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="leave this rule out, or several: fp8-*conv*; may be repeated",
     )
 
 

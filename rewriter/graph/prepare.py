@@ -98,6 +98,16 @@ def scales_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
     return _rows(weight, "f8e4m3")[1]
 
 
+def filters_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
+    """A convolution's filters in f8e4m3, each over its scale, with their channels innermost."""
+    return channels_last(_rows(weight.flatten(1), "f8e4m3")[0].view(weight.shape))
+
+
+def filter_scales_f8e4m3(weight: torch.Tensor) -> torch.Tensor:
+    """The scales that belong to `filters_f8e4m3`: [M, 1], f32, for filters [M, C, ...]."""
+    return _rows(weight.flatten(1), "f8e4m3")[1]
+
+
 def rows_i8(weight: torch.Tensor) -> torch.Tensor:
     """The weight's rows in i8, each over its scale: see `rewriter.ops.low_precision`."""
     return _rows(weight, "i8")[0]
@@ -134,6 +144,13 @@ def bias_for(weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Te
     return bias.contiguous()
 
 
+def largest(weight: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude: [1], f32. Raises ValueError for a weight without elements."""
+    if not weight.numel():
+        raise ValueError("largest needs an element, found none")
+    return weight.abs().amax().float().view(1)
+
+
 PREPARE: dict[str, Callable[..., torch.Tensor]] = {
     "concat": concat,
     "interleave": interleave,
@@ -143,9 +160,12 @@ PREPARE: dict[str, Callable[..., torch.Tensor]] = {
     "upsampled": upsampled,
     "rows_f8e4m3": rows_f8e4m3,
     "scales_f8e4m3": scales_f8e4m3,
+    "filters_f8e4m3": filters_f8e4m3,
+    "filter_scales_f8e4m3": filter_scales_f8e4m3,
     "rows_i8": rows_i8,
     "scales_i8": scales_i8,
     "bias_for": bias_for,
+    "largest": largest,
 }
 
 

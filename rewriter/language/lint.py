@@ -59,8 +59,9 @@ def _check_conditions(rule: Rule, reader: RuleReader, scope: Scope) -> None:
     for name in rule.rechecked:
         shaped = {name for name, condition in rule.where.items() if condition.shape is not None or condition.format}
         _known(reader, name, shaped, "rechecked", "nothing with a shape or format in `where`")
+    targets = {target for step in rule.match for target in step.targets}
     for name in rule.loses:
-        _known(reader, name, set(scope.operands), "loses")
+        _known(reader, name, set(scope.operands) | targets, "loses")
     for index, expression in enumerate(rule.require):
         scope.check_symbols(
             expression, reader, "require", reader.items(reader.found["require"], "require")[index].position

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import os
 import pathlib
@@ -24,7 +25,8 @@ _EXPECTED = 'expected pack names such as "default", paths of rule files, RuleSet
 def load_rules(rules: Source | Iterable[Source] = "default") -> RuleSet:
     """The rules of a pack name, a file, a folder, a RuleSet, or a list of these, where `"-rule-id"` removes a rule.
 
-    Raises RuleError with file, line and column, before anything is used.
+    A `*` in such an id stands for any letters: `"-fp8-*conv*"` removes several. Raises RuleError with file, line and
+    column, before anything is used.
     """
     import rewriter.ops  # noqa: F401  (registers the ops that replacements name)
 
@@ -73,7 +75,7 @@ def _sources(rules: object) -> list[Source]:
 
 
 def _without(rules: list[Rule], rule_id: str) -> list[Rule]:
-    kept = [rule for rule in rules if rule.id != rule_id]
+    kept = [rule for rule in rules if not fnmatch.fnmatchcase(rule.id, rule_id)]
     if len(kept) == len(rules):
         ids = [rule.id for rule in rules]
         raise RuleError(

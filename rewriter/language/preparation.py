@@ -26,8 +26,11 @@ PREPARATIONS: dict[str, Preparation] = {
     "upsampled": Preparation(many=False, options=()),
     "rows_f8e4m3": Preparation(many=False, options=()),
     "scales_f8e4m3": Preparation(many=False, options=()),
+    "filters_f8e4m3": Preparation(many=False, options=()),
+    "filter_scales_f8e4m3": Preparation(many=False, options=()),
     "rows_i8": Preparation(many=False, options=()),
     "scales_i8": Preparation(many=False, options=()),
     "bias_for": Preparation(many=True, options=(), optional=True),
+    "largest": Preparation(many=False, options=()),
     "extents": Preparation(many=True, options=(("dim", None),), static=True),
 }

@@ -16,11 +16,10 @@ from rewriter.proof.outcome import Example, Failure, Proof
 from rewriter.proof.pool import JobError, Refused, Setup, Stopped, Worker
 from rewriter.proof.results import Ceilings, Machine, Results, Score, Timed, proof_of, timed_of
 from rewriter.proof.since import bases, changes, merged, remaining, still_true
+from rewriter.proof.worker import CONTEXT, SHARE
 
 # A rule that has stopped so many workers is not tried with further dtypes and providers.
 _MOST_STOPS = 6
-# Bytes that a worker may need on a GPU.
-_SHARE = 3 * 2**30
 # Of the time that there is, what the proofs may take where something is timed too, and what one proof may take.
 _PROOFS = 0.7
 _ONE_PROOF = 0.25
@@ -128,7 +127,7 @@ class _Campaign:
                 plan = remaining(plan, kept, request.examples)
                 self.changes = changes(request.since, machine, rules, plan)
                 self.progress.since(self.changes)
-            count = request.jobs if about["memory"] is None else min(request.jobs, about["memory"] // _SHARE)
+            count = request.jobs if about["memory"] is None else min(request.jobs, about["memory"] // (SHARE + CONTEXT))
             workers = [worker, *(stack.enter_context(Worker(request.setup)) for _ in range(1, count))]
             timings = [Job(kind="ceilings", rule="the card"), *plan.timings] if plan.timings else []
             self.progress.begin(sum(map(len, plan.first())) + len(timings), len(workers))

@@ -34,10 +34,16 @@ _SHRINKING_SECONDS = 20.0
 _SETTINGS = 11
 # Elements of an operand where a kernel runs in an interpreter, which takes milliseconds for each block.
 _INTERPRETED = 2**12
-# How many examples a provider may refuse before it is taken to refuse all, and before larger ones are drawn on a GPU.
-_REFUSED, _SMALL = 100, 20
-# Elements of an operand then.
+# How many examples a provider may refuse before it is taken to refuse all.
+_REFUSED = 100
+# And on a GPU, at first and for each one taken, before it is taken to refuse most. If it took none, it gets large ones.
+_SMALL = 20
+# Elements of an operand of those.
 _LARGE = 2**20
+# So many may be refused with those, as long as the search has not taken so many seconds: a kernel for attention without
+# a mask, with heads of two sizes, takes one large example in 26. It refuses all of 80 in every 23rd proof, and all of
+# 380 in one of three million.
+_REFUSED_LARGE, _SEARCHING_SECONDS = 400, 20.0
 
 
 def providers_of(rule: Rule, device: str) -> tuple[str, ...]:
@@ -99,7 +105,9 @@ class _Search:
     worst: float = 0.0
     ratio: float = 0.0
     invalid: str = ""
+    rare: bool = False
     large: bool = False
+    patience: float = math.inf
 
     def run(self, examples: int, seed: int | None) -> Proof:
         failure = None
@@ -131,7 +139,8 @@ class _Search:
         interpreted = _INTERPRETED if kernels and self.device == "cpu" else None
         # On a GPU each new set of extents and strides is compiled for, which takes longer than all else.
         compiled = self.device != "cpu" and self.provider.endswith("triton")
-        repeated = Repeated(max(_SETTINGS, examples // len(VALUE_CLASSES))) if compiled else None
+        repeated = Repeated(max(_SETTINGS, examples // len(VALUE_CLASSES)))
+        self.patience = time.monotonic() + _SEARCHING_SECONDS
 
         # One number stands for everything: given many, hypothesis makes new examples of old ones' parts, and most of
         # the extents and classes would come up in few of them.
@@ -149,16 +158,19 @@ class _Search:
             if time.monotonic() > self.end:
                 raise _Late
             chooser = random.Random(number)
-            # Every other one, and each class of values in its turn.
-            plain = kernels and sum(divmod(self.attempts, len(VALUE_CLASSES))) % 2 == 1
+            # Every other one, and each class of values in its turn; all, until a large one is taken.
+            searching = self.large and not self.examples
+            plain = searching or (kernels and sum(divmod(self.attempts, len(VALUE_CLASSES))) % 2 == 1)
             large = plain and self.large
             most = _LARGE if large else interpreted
             example = drawn(self.rule, self.dtype, chooser, self.attempts, most=most, plain=plain, large=large)
-            if repeated is not None:
+            # What is seldom taken is not looked for anew each time.
+            repeating = compiled or self.rare
+            if repeating:
                 example = repeated.of(example)
             self.attempts += 1
             ran = self.attempt(example)
-            if repeated is not None:
+            if repeating:
                 repeated.judge(ran)
             if not ran:
                 hypothesis.reject()
@@ -177,10 +189,12 @@ class _Search:
             return False
         if not outcome.supported:
             self.unsupported += counts
-            if not self.examples and self.unsupported >= _REFUSED:
+            patient = self.large and time.monotonic() < self.patience
+            if not self.examples and self.unsupported >= (_REFUSED_LARGE if patient else _REFUSED):
                 raise _Refused
+            self.rare |= self.device != "cpu" and self.unsupported >= _SMALL * (1 + self.examples)
             # Some kernels are for many rows only.
-            self.large |= not self.examples and self.unsupported >= _SMALL and self.device != "cpu"
+            self.large |= self.rare and not self.examples
             return False
         self.examples += counts
         self.worst = max(self.worst, outcome.share)

@@ -19,6 +19,8 @@ _ENDS = 8
 _VECTOR = 8
 # How many times as far ranges go that are made large.
 _LARGE = 16
+# The last two extents of a picture.
+_PICTURE = ("H", "W")
 
 
 def drawn(
@@ -117,8 +119,9 @@ def _layouts(rule: Rule) -> list[str]:
 
 
 def _usual(rule: Rule) -> str:
-    """The layout that a network's tensors have."""
-    pictures = any(isinstance(given, TensorInput) and len(given.shape) > 3 for given in rule.inputs.values())
+    """The layout that a network's tensors have: channels last in pictures, but not in tokens by heads."""
+    shapes = [given.shape for given in rule.inputs.values() if isinstance(given, TensorInput)]
+    pictures = any(len(shape) > 3 and tuple(map(str, shape[-2:])) == _PICTURE for shape in shapes)
     usual = "channels_last" if pictures else "contiguous"
     return usual if usual in _layouts(rule) else _layouts(rule)[0]
 

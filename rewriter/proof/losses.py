@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 # Relative to a number and to the largest magnitude of its row: half a step of each format (see `ops.low_precision`).
-_STEPS = {"f8e4m3": (2.0**-4, 2.0**-17), "i8": (0.0, 1 / 254)}
+_STEPS = {"f8e4m3": (2.0**-4, 2.0**-17), "f8e4m3_norm": (2.0**-4, 2.0**-17), "i8": (0.0, 1 / 254)}
 _F16 = 2.0**-11
 
 
@@ -14,6 +16,8 @@ def coarsened(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.T
 
     Equal numbers are off alike, as rounding has it, and those equal to the first one upwards in magnitude: where all
     are equal, errors add up. `f16_sums`: a sum of K products is rounded K times, so each may be off by K roundings.
+    `f8e4m3_norm`: x: [N, ...] has one scale, for a number sqrt(n) times as large as the n of a sample on the average
+    (see `ops.quantised_conv`); the largest of them stands for that here.
     """
     if not x.numel():
         return x
@@ -22,5 +26,9 @@ def coarsened(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.T
     factor = 2 * int(torch.randint(2**61, (1,), generator=generator)) + 1
     hashed = ((x.double().view(torch.int64) * factor) >> 62) & 1
     signs = torch.where(hashed == hashed.flatten()[0], 1.0, -1.0)
-    largest = torch.where(x.isfinite(), x, 0.0).abs().amax(-1, keepdim=True)
+    finite = torch.where(x.isfinite(), x, 0.0).abs()
+    if kind == "f8e4m3_norm":
+        largest = finite.amax() * math.sqrt(x.numel() / x.shape[0])
+    else:
+        largest = finite.amax(-1, keepdim=True)
     return x + signs * torch.where(x < 0, -1.0, 1.0) * (relative * x.abs() + absolute * largest)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rewriter.causes import described
+from rewriter.causes import described, memory_ran_out
 from rewriter.language.rule import Rule, Step
 from rewriter.language.syntax import read_variables
 from rewriter.ops import dispatch
@@ -90,8 +90,11 @@ def exact(module: PatternModule, plain: Unfused, seed: int) -> Exact:
     the best one known, and the fused one has to agree with it to rounding.
     """
     for wide in _WIDE:
-        with contextlib.suppress(*_REFUSALS):
+        try:
             return _exact(module, plain, wide, seed)
+        except _REFUSALS as error:
+            if memory_ran_out(error):
+                raise
     outputs = [_wide(output, torch.float64) for output in plain.outputs]
     return Exact(outputs, [torch.zeros_like(output) for output in outputs], overflows=False, others=[])
 
@@ -240,6 +243,8 @@ def _run(
         if generator is None:
             continue
         for target in step.targets:
+            if target in losses:
+                names[target] = coarsened(names[target], losses[target], generator)
             before = plain.names[target]
             first = before[0] if isinstance(before, list) else before
             if isinstance(first, torch.Tensor) and first.dtype in ROUNDOFF and not _is_view(first, module):

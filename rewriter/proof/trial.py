@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import torch
 
-from rewriter.causes import described
+from rewriter.causes import described, memory_ran_out
 from rewriter.graph.engine import EndlessRules
 from rewriter.language.rule import Rule
 from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof import fences, fused, oracle
 from rewriter.proof.comparison import Difference, Output, compared
+from rewriter.proof.oracle import InvalidExample
 from rewriter.proof.outcome import Example, Failure
 from rewriter.proof.program import PatternModule, flat
 from rewriter.proof.sample import Sample, draw
@@ -75,11 +76,17 @@ class Trial:
         self.outputs: list[torch.Tensor] = []
 
     def run(self) -> Result | Failure:
-        """Raises InvalidExample where the pattern itself does not run on the operands."""
+        """Raises InvalidExample where the pattern itself does not run on the operands, or there is no memory for it."""
         # What torch warns of is the pattern's or the drawn numbers', which are odd on purpose.
         with warnings.catch_warnings(), _whole_floats():
             warnings.simplefilter("ignore")
-            return self.checked()
+            try:
+                return self.checked()
+            except RuntimeError as error:
+                if not memory_ran_out(error):
+                    raise
+                # That of the proof's share: what is proved is not at fault.
+                raise InvalidExample(described(error)) from error
 
     def checked(self) -> Result | Failure:
         module = PatternModule(self.program, self.sample, choice=self.example.choice)
@@ -91,26 +98,37 @@ class Trial:
         try:
             program = fused.build(self.rule, module, self.device)
         except RuntimeError as error:
+            if memory_ran_out(error):
+                raise
             return self.failure("raises", f"capturing the pattern raises {described(error)}")
         except EndlessRules as error:
             return self.failure("does not end", str(error))
         if isinstance(program, str):
             return self.failure("does not fire", program)
         fences.restore(self.tensors, before)
-        random = oracle.random_op(module, plain)
-        fences.restore(self.tensors, before)
-        if random is not None:
-            return self.failure("wrong result", f"{random} draws random numbers: no result is the right one to prove")
-        exact = oracle.exact(module, plain, self.example.seed)
         try:
             calls = self.perform(program)
         except Exception as error:
+            if memory_ran_out(error):
+                raise
+            # Reported at once: after a fault a GPU may run nothing more.
             return self.failure("raises", f"the replacement raises {described(error)}")
         wrong = self.calls(calls) or self.memory(expected, program)
+        # The oracle takes longer than all before it, and some providers refuse most examples.
+        if wrong is None and self.unsupported(calls):
+            return Result(supported=False)
+        # Outputs may lie in operands that the program writes to, and the oracle needs those as they were.
+        self.outputs = [output.clone() for output in self.outputs]
+        fences.restore(self.tensors, before)
+        random = oracle.random_op(module, plain)
+        fences.restore(self.tensors, before)
+        if random is not None:
+            # No cause is to be read from what another run would give otherwise.
+            self.outputs = []
+            return self.failure("wrong result", f"{random} draws random numbers: no result is the right one to prove")
         if wrong is not None:
             return self.failure(wrong.kind, wrong.message)
-        if self.unsupported(calls):
-            return Result(supported=False)
+        exact = oracle.exact(module, plain, self.example.seed)
         outcome = self.compare(exact)
         if isinstance(outcome, Difference):
             return self.failure(*self.reread(program, before, outcome))

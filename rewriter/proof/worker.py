@@ -6,6 +6,7 @@ CUDA context, costs one proof and not the run. Before each example it says which
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import importlib
@@ -14,7 +15,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rewriter.causes import cause_of
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # The exit status of a process whose CUDA context is dead.
 DEAD_CONTEXT = 70
+# Bytes of a GPU: what torch may allocate for one proof, and what the process and its libraries take beside it.
+SHARE, CONTEXT = 3 * 2**30, 2**30
 
 Say = Callable[[dict[str, Any]], None]
 
@@ -144,16 +147,17 @@ class _Worker:
         from rewriter.proof.results import proof_document
 
         start = time.monotonic()
-        proof = prove(
-            self.rules[rule],
-            dtype=dtype,
-            provider=provider,
-            device=self.device,
-            examples=examples,
-            seed=seed,
-            seconds=seconds,
-            watch=self._watch,
-        )
+        with _share() if self.device == "cuda" else contextlib.nullcontext():
+            proof = prove(
+                self.rules[rule],
+                dtype=dtype,
+                provider=provider,
+                device=self.device,
+                examples=examples,
+                seed=seed,
+                seconds=seconds,
+                watch=self._watch,
+            )
         over = seconds is not None and time.monotonic() - start > seconds
         return {**proof_document(proof), "cut": over and proof.proved and proof.examples < examples}
 
@@ -229,6 +233,19 @@ def _require_gpu() -> None:
 
     if not torch.cuda.is_available():
         raise RewriterError("--device: found cuda, but torch sees no CUDA device here; expected cpu")
+
+
+@contextlib.contextmanager
+def _share() -> Iterator[None]:
+    """Has torch keep to a worker's share of the GPU's memory: what it caches of one proof, another would miss."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(min(1.0, SHARE / _memory()))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 def _memory() -> int:

@@ -17,7 +17,7 @@ import torch
 
 from rewriter import torch_ir
 from rewriter.capture.compare import TRACE_LIMITS, compare, working_dtype
-from rewriter.causes import cause_of
+from rewriter.causes import cause_of, memory_ran_out
 from rewriter.runtime.hoisting import is_random, read_by_host
 from rewriter.runtime.recorded import (
     NotRecordable,
@@ -165,7 +165,7 @@ class CudaGraphRunner:
             return call()
         except RuntimeError as error:
             others = [other for other in _recorded() if other is not entry]
-            if not _is_out_of_memory(error) or not others:
+            if not memory_ran_out(error) or not others:
                 raise
             logger.info("%d recordings are given up, because memory ran out", len(others))
             for other in others:
@@ -193,7 +193,7 @@ class CudaGraphRunner:
             if not self._pays(replay.play, lambda: self._plain(activations, weights)):
                 raise NotRecordable("a replay is not faster than launching the kernels")
         except (NotRecordable, RuntimeError) as error:
-            if _is_out_of_memory(error) and _recorded():
+            if memory_ran_out(error) and _recorded():
                 raise
             entry.refused = cause_of(error)
             logger.info("launched kernel by kernel, because %s", entry.refused)
@@ -238,11 +238,6 @@ def _one_at_a_time(tensors: Tensors) -> Iterator[None]:
             stream.wait_event(_LAST[index])
         yield
         _LAST.setdefault(index, torch.cuda.Event()).record(stream)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Also where the interpreter of graphs has made another error of it."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _give_cache_back() -> None:

@@ -68,6 +68,7 @@ def test_sources(sample: str, tmp_path: pathlib.Path) -> None:
     both = load_rules([folder / "a.yaml", load_rules(folder / "b.yaml")])
     assert [rule.id for rule in both] == ["stacked-linear", "linear-act"]
     assert [rule.id for rule in load_rules([folder, "-linear-act"])] == ["stacked-linear"]
+    assert [rule.id for rule in load_rules([folder, "-linear-*"])] == ["stacked-linear"]
     assert len(load_rules([])) == 0
 
 
@@ -93,6 +94,7 @@ def test_default_pack_loads_and_every_rule_is_of_a_known_phase() -> None:
         ("a" * 5000, r"unknown pack"),
         (["default", "-linear-aktivation"], r"-linear-aktivation:1:1: no such rule to remove"),
         (["-dropout", "default"], r"no such rule to remove"),
+        (["default", "-fp8-*"], r"no such rule to remove"),
     ],
 )
 def test_unknown_source(source: str | list[str], message: str) -> None:

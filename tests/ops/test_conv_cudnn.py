@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import itertools
+import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -20,6 +24,8 @@ from rewriter.ops.conv_cudnn import Convolutions
 
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "silu")
 Values = dict["Node", torch.Tensor]
+# A provider, and what is called at the interpreter's exit.
+Entered = tuple[Convolutions, list[Callable[[], None]]]
 
 
 class Node:
@@ -64,6 +70,7 @@ class Graph:
     supported = True
     broken: tuple[int, ...] = ()
     made: ClassVar[list[Graph]] = []
+    current: ClassVar[list[torch.device]] = []
 
     def __init__(self, *, handle: Any, io_data_type: str, intermediate_data_type: str, compute_data_type: str) -> None:
         assert intermediate_data_type == compute_data_type == "FLOAT"
@@ -106,6 +113,7 @@ class Graph:
         return 5
 
     def build_plan_at_index(self, index: int) -> None:
+        assert self.current[-1] == self.handle.device
         if index in self.broken:
             raise LookupError("does not compile")
         self.done.append(index)
@@ -117,6 +125,7 @@ class Graph:
     def execute_plan_at_index(self, values: Values, workspace: torch.Tensor, index: int, *, handle: Any) -> None:
         assert index in self.done
         assert handle is self.handle
+        assert self.current[-1] == handle.device
         assert handle.stream == 7
         assert workspace.numel() == max(40 * index, 1)
         (result,) = (node for node in values if node.result)
@@ -135,17 +144,25 @@ def set_stream(*, handle: Any, stream: int) -> None:
 def package(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """`cudnn`, on a GPU that is a CPU."""
     module = types.ModuleType("cudnn")
+    current: list[torch.device] = []
+
+    @contextlib.contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        current.append(chosen)
+        yield
+        current.pop()
+
     module.__dict__.update(
         __version__="1.32.0",
         backend_version=lambda: 91900,
         data_type=types.SimpleNamespace(HALF="HALF", BFLOAT16="BFLOAT16", FLOAT="FLOAT"),
         heur_mode=types.SimpleNamespace(A="A", B="B"),
-        pygraph=type("Graph", (Graph,), {"made": []}),
-        create_handle=types.SimpleNamespace,
+        pygraph=type("Graph", (Graph,), {"made": [], "current": current}),
+        create_handle=lambda: types.SimpleNamespace(device=current[-1]),
         set_stream=set_stream,
     )
     monkeypatch.setitem(sys.modules, "cudnn", module)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=7))
     return module
 
@@ -210,6 +227,11 @@ def test_what_cudnn_has_no_plan_for_is_no_candidate(package: types.ModuleType) -
     (x, weight, bias, addend), geometry = operands(2, torch.float16)
     assert convolutions.act_configs(x, weight, bias, *geometry, "none") == []
     assert convolutions.add_configs(x, weight, bias, addend, *geometry, "none") == []
+    given = [each.as_subclass(OnGpu) for each in (x, weight, bias, addend)]
+    assert convolutions.supports_act(*given[:3], *geometry, "none") == "cuDNN has no plan for it"
+    assert convolutions.supports_add(*given, *geometry, "none") == "cuDNN has no plan for it"
+    # One that has been asked for in vain is not asked for again.
+    assert len(package.pygraph.made) == 2
     with pytest.raises(RuntimeError, match="cuDNN has no graph for it: LookupError: no engine"):
         convolutions.conv_act(x, weight, bias, *geometry, "none")
 
@@ -223,6 +245,27 @@ def test_a_plan_that_cannot_be_built_says_so(package: types.ModuleType) -> None:
     assert convolutions.conv_act(x, weight, bias, *geometry, "none", plan=2).isfinite().all()
 
 
+def test_memory_that_runs_out_is_no_fault_of_a_plan(package: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    convolutions = Convolutions(package)
+    (x, weight, bias, _), geometry = operands(2, torch.float16)
+    empty = torch.empty
+
+    def full(*shape: Any, **given: Any) -> torch.Tensor:
+        if given.get("dtype") is torch.uint8:
+            raise torch.OutOfMemoryError
+        return empty(*shape, **given)
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        convolutions.conv_act(x, weight, bias, *geometry, "none")
+
+
+def beside_a_line(tensor: torch.Tensor) -> torch.Tensor:
+    """The same, one element after a multiple of 16 bytes."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+    return memory.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -230,6 +273,10 @@ def test_a_plan_that_cannot_be_built_says_so(package: types.ModuleType) -> None:
         ({"x": lambda x: x.contiguous()}, "the channels are not innermost"),
         ({"weight": lambda w: w[:, :3]}, "only plain convolutions"),
         ({"bias": lambda b: b[:4]}, "the bias is not a dense vector"),
+        ({"x": beside_a_line}, "operands that do not start at a multiple of 16 bytes"),
+        ({"weight": beside_a_line}, "operands that do not start at a multiple of 16 bytes"),
+        ({"bias": beside_a_line}, "operands that do not start at a multiple of 16 bytes"),
+        ({"addend": beside_a_line}, "the addend does not start at a multiple of 16 bytes"),
         ({"addend": lambda a: a[:1]}, "the addend broadcasts"),
         ({"addend": lambda a: a.contiguous()}, "the addend's channels are not innermost"),
         ({3: [1]}, "a number for all directions"),
@@ -257,23 +304,39 @@ def test_what_it_does_not_take(change: dict[Any, Any], reason: str) -> None:
     assert conv_cudnn.takes_act(*tensors[:3], *geometry, "relu") == "the operands are not all on one CUDA device"
 
 
-def test_what_a_kernel_of_csrc_takes_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors, geometry = operands(2, torch.float16)
-    call = (*(each.as_subclass(OnGpu) for each in tensors[:3]), *geometry, "none")
-    monkeypatch.setattr(conv_cudnn, "takes_conv_act", lambda *_: None)
-    assert conv_cudnn.takes_act(*call) is None
-    monkeypatch.setitem(OPS["conv_act"].providers, "cuda", OPS["conv_act"].providers["torch"])
-    assert conv_cudnn.takes_act(*call) == "the kernel of csrc is ahead there, and needs no plan"
-
-
-@pytest.mark.usefixtures("package")
-def test_it_serves_both_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def entered(package: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> Entered:
+    """As the provider's module does it."""
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
     for op in ("conv_act", "conv_add"):
         # Taken out again afterwards.
         monkeypatch.setitem(OPS[op].providers, "cudnn", OPS[op].providers["torch"])
         del OPS[op].providers["cudnn"]
-    conv_cudnn.enter(Convolutions(cudnn_graphs.package()))
+    assert cudnn_graphs.package() is package
+    convolutions = Convolutions(package)
+    conv_cudnn.enter(convolutions)
+    return convolutions, at_exit
+
+
+@pytest.mark.usefixtures("entered")
+def test_it_serves_both_ops() -> None:
     assert all(OPS[op].providers["cudnn"].measured for op in ("conv_act", "conv_add"))
+
+
+def test_no_graph_is_there_after_the_exit(package: types.ModuleType, entered: Entered) -> None:
+    convolutions, at_exit = entered
+    (x, weight, bias, addend), geometry = operands(2, torch.float16)
+    convolutions.conv_act(x, weight, bias, *geometry, "none")
+    convolutions.add_configs(x, weight, bias, addend, *geometry, "none")
+    graphs = weakref.WeakSet(package.pygraph.made)
+    package.pygraph.made.clear()
+    gc.collect()
+    assert len(graphs) == 2
+    for each in at_exit:
+        each()
+    gc.collect()
+    assert not graphs
 
 
 def test_why_the_package_is_missing(package: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,3 +390,39 @@ def test_on_a_gpu(filters: int, step: int, activation: str) -> None:
         found = convolutions.conv_add(x, weight, bias, addend, *geometry, **config)
         assert found.stride() == plain.stride()
         assert float((found.double() - exact).norm() / exact.norm()) < 1e-3
+
+
+_CALLS = """
+import torch
+from rewriter.measure.recordings import beside, record
+from rewriter.ops import OPS, conv_cudnn
+x, weight = (torch.zeros(shape, dtype=torch.half, device="cuda").contiguous(memory_format=torch.channels_last)
+             for shape in ((2, 64, 16, 16), (64, 64, 3, 3)))
+convolution = OPS["conv_act"].providers["cudnn"].fn
+call = x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+with beside():
+    convolution(*call, "none")
+recording, _ = record(lambda: convolution(*call, "none"))
+recording.replay()
+try:
+    convolution(*call, "none", plan=10**6)
+except RuntimeError as error:
+    kept = error
+"""
+
+
+@pytest.mark.skipif(not _usable(), reason="needs a GPU and NVIDIA's package cudnn")
+def test_on_a_gpu_nothing_is_printed_at_the_exit() -> None:
+    done = subprocess.run([sys.executable, "-c", _CALLS], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "leaked" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2 or not _usable(), reason="needs two GPUs and NVIDIA's package cudnn")
+def test_on_a_gpu_that_is_not_the_current_one() -> None:
+    convolutions = Convolutions(cudnn_graphs.package())
+    (x, weight, bias, _), geometry = operands(2, torch.float16)
+    call = [each.to("cuda:1") for each in (x, weight, bias)]
+    found = convolutions.conv_act(*call, *geometry, "none")
+    exact = OPS["conv_act"].reference(*(each.double() for each in call), *geometry, "none")
+    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-2)

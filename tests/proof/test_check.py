@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from rewriter.language import Rule, load_rules
 from rewriter.ops.registry import OPS, define, provide
-from rewriter.proof import check
+from rewriter.proof import check, oracle
 from rewriter.proof.check import Result, dtypes_of, prove, providers_of, run_example
 from rewriter.proof.outcome import Example, Failure, Proof
 from rewriter.proof.trial import trial_of
@@ -83,6 +83,27 @@ def proved(make_rule: MakeRule) -> Iterator[Callable[..., Proof]]:
 
     yield run
     OPS["proof_halved"].providers.pop("planted", None)
+
+
+def takes(monkeypatch: pytest.MonkeyPatch, provider: Callable[[Example, int], bool]) -> list[Example]:
+    """Examples only ask whether the provider takes them, by their number from 0 on. Returns what will be tried."""
+    tried: list[Example] = []
+
+    class Asked:
+        def __init__(self, _rule: Rule, example: Example, *_: str) -> None:
+            self.taken = provider(example, len(tried))
+            tried.append(example)
+
+        def run(self) -> Result:
+            return Result(supported=self.taken)
+
+    monkeypatch.setattr(check, "trial_of", Asked)
+    return tried
+
+
+def extent(example: Example) -> int:
+    """That of C."""
+    return dict(example.dims or ())["C"]
 
 
 def storage(x: Tensor) -> Tensor:
@@ -248,25 +269,80 @@ def test_a_provider_that_takes_no_small_example_gets_larger_ones_on_a_gpu(
     make_rule: MakeRule, monkeypatch: pytest.MonkeyPatch, device: str, taken: bool
 ) -> None:
     """Kernels for many rows refused all examples of their rules, and were proved by none."""
-    rule = make_rule(extents="1..17")
-    drawn: list[dict[str, int]] = []
-
-    class Only:
-        def __init__(self, _rule: Rule, example: Example, *_: str) -> None:
-            self.dims = dict(example.dims or ())
-            drawn.append(self.dims)
-
-        def run(self) -> Result:
-            return Result(supported=self.dims["C"] >= 64)
-
-    monkeypatch.setattr(check, "trial_of", Only)
-    proof = prove(rule, dtype="f16", provider="some kernel", device=device)
+    tried = takes(monkeypatch, lambda example, _: extent(example) >= 64)
+    proof = prove(make_rule(extents="1..17"), dtype="f16", provider="some kernel", device=device)
+    drawn = [dict(each.dims or ()) for each in tried]
     assert proof.failure is None
     assert (proof.examples == 50) is taken
     assert all(each["C"] <= 17 for each in drawn[:20])
     large = [each for each in drawn if each["C"] > 17]
     assert all(each["C"] % 8 == 0 and each["C"] <= 17 * 16 and each["N"] <= 5 for each in large)
     assert bool(large) is taken
+
+
+def test_large_examples_are_drawn_each_time_until_one_is_taken(
+    make_rule: MakeRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = takes(monkeypatch, lambda example, number: number >= 60 and extent(example) > 17)
+    prove(make_rule(extents="1..17"), dtype="f16", provider="some kernel", device="cuda")
+    large = [extent(each) % 8 == 0 and each.layout == "contiguous" for each in tried]
+    assert not all(large[:20])
+    assert all(large[20:60])
+    assert not all(large[60:])
+
+
+@pytest.mark.parametrize(("device", "seconds", "refused"), [("cuda", 20, 400), ("cuda", 0, 100), ("cpu", 20, 100)])
+def test_a_provider_is_tried_longer_with_large_examples(
+    make_rule: MakeRule, monkeypatch: pytest.MonkeyPatch, device: str, seconds: float, refused: int
+) -> None:
+    """Attention without a mask, for some sizes of heads and many keys, refused the first hundred."""
+    monkeypatch.setattr(check, "_SEARCHING_SECONDS", seconds)
+    rule = make_rule(extents="1..17")
+    takes(monkeypatch, lambda *_: False)
+    proof = prove(rule, dtype="f16", provider="some kernel", device=device)
+    assert (proof.failure, proof.examples, proof.unsupported) == (None, 0, refused)
+    takes(monkeypatch, lambda _, number: number > 300)
+    assert prove(rule, dtype="f16", provider="some kernel", device=device).examples == (50 if refused > 300 else 0)
+
+
+@pytest.mark.parametrize("first", [3, 30], ids=["small", "large"])
+def test_on_a_gpu_what_a_provider_seldom_takes_comes_again(
+    make_rule: MakeRule, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Each example was looked for anew, until the time was over."""
+    known: set[tuple[object, ...]] = set()
+
+    def kernel(example: Example, number: int) -> bool:
+        place = (example.dims, example.layout, example.seed)
+        if number >= first and (number - first) % 32 == 0:
+            known.add(place)
+        return place in known
+
+    tried = takes(monkeypatch, kernel)
+    proof = prove(make_rule(extents="1..17"), dtype="f16", provider="some kernel", device="cuda")
+    assert proof.examples == 50
+    assert len(tried) < 16 * 32
+    # Other numbers each time.
+    taken = [each for each in tried if (each.dims, each.layout, each.seed) in known]
+    assert len(set(taken)) == len(taken)
+    # One that takes most gets other extents each time.
+    tried = takes(monkeypatch, lambda *_: True)
+    assert prove(make_rule(), dtype="f16", provider="some kernel", device="cuda").examples == 50
+    assert len({each.seed for each in tried[:50]}) > 40
+
+
+def test_a_refused_call_is_compared_with_nothing(make_rule: MakeRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle takes most of the time of an example."""
+    asked: list[str] = []
+    for name in ("exact", "random_op"):
+        monkeypatch.setattr(oracle, name, lambda *_, name=name: asked.append(name))
+    provide("proof_halved", "never", right, lambda *_: "not today")
+    try:
+        example = Example(seed=0, dtype="f32", values="normal", layout=None, choice=0)
+        assert run_example(make_rule(), example, provider="never") == Result(supported=False)
+        assert not asked
+    finally:
+        OPS["proof_halved"].providers.pop("never")
 
 
 def test_calls_that_a_provider_refuses_are_counted_and_drawn_again(make_rule: MakeRule) -> None:
@@ -317,6 +393,60 @@ def test_a_pattern_that_draws_random_numbers_is_not_proved(make_rule: MakeRule) 
     failure = prove(make_rule("y = aten::dropout(x, 0.5, True)", "y = aten::mul(x, 1.0)"), dtype="f32").failure
     assert failure is not None
     assert "aten::dropout draws random numbers" in failure.message
+
+
+def test_random_numbers_are_named_before_what_is_done_to_memory(make_rule: MakeRule) -> None:
+    provide("proof_halved", "planted", writes_its_operand, lambda *_: None)
+    try:
+        example = Example(
+            seed=0, dtype="f32", values="normal", layout="contiguous", choice=0, dims=(("N", 5), ("C", 40))
+        )
+        outcome = run_example(make_rule("y = aten::dropout(x, 0.5, True)"), example, provider="planted")
+        assert isinstance(outcome, Failure)
+        assert "aten::dropout draws random numbers" in outcome.message
+    finally:
+        OPS["proof_halved"].providers.pop("planted")
+
+
+def without_memory(_: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+
+def test_what_a_proof_has_no_memory_for_refutes_nothing(make_rule: MakeRule) -> None:
+    """Several proofs share a GPU, and each keeps to its part of the memory."""
+    provide("proof_halved", "planted", without_memory, lambda *_: None)
+    try:
+        rule = make_rule()
+        example = Example(
+            seed=0, dtype="f32", values="normal", layout="contiguous", choice=0, dims=(("N", 5), ("C", 40))
+        )
+        with pytest.raises(oracle.InvalidExample, match="out of memory"):
+            run_example(rule, example, provider="planted")
+        # But something has to run.
+        proof = prove(rule, dtype="f32", provider="planted", examples=5)
+        assert proof.failure is not None
+        assert proof.failure.kind == "no example"
+    finally:
+        OPS["proof_halved"].providers.pop("planted")
+
+
+def test_a_random_result_has_no_cause_among_the_operands(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "rules.yaml"
+    text = RULE.format(
+        match="y = aten::dropout(x, 0.5, train)", replace="y = aten::mul(x, 1.0)", inputs="", extents="1..40"
+    )
+    text = text.replace("    inputs:", "    ignore: {train: it decides whether numbers are random}\n    inputs:")
+    path.write_text(text.replace("    dims:", "      train: [true, false]\n    dims:"), encoding="utf-8")
+    rule = load_rules(path)["under-test"]
+    dims = (("N", 5), ("C", 40))
+    examples = [
+        Example(seed=seed, dtype="f32", values="normal", layout="contiguous", choice=0, dims=dims) for seed in range(8)
+    ]
+    failures = [
+        each for each in (run_example(rule, one, provider="graph") for one in examples) if isinstance(each, Failure)
+    ]
+    assert 0 < len(failures) < len(examples)
+    assert all(each.message.endswith("no result is the right one to prove") for each in failures)
 
 
 def test_a_rule_that_does_not_fire(make_rule: MakeRule) -> None:

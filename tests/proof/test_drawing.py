@@ -172,7 +172,14 @@ def test_what_is_refused_is_drawn_anew() -> None:
 
 
 def test_plain_examples_are_what_kernels_for_vectors_take() -> None:
-    for name, layout in (("conv-act", "channels_last"), ("linear-geglu", "contiguous")):
+    usual = {
+        "conv-act": "channels_last",
+        "linear-geglu": "contiguous",
+        "attention-tokens": "contiguous",
+        "attention": "contiguous",
+        "rope": "contiguous",
+    }
+    for name, layout in usual.items():
         rule = RULES[name]
         chooser = random.Random(0)
         found = [drawn(rule, "f16", chooser, number, most=2**12, plain=True) for number in range(60)]

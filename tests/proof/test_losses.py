@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from rewriter.capture.compare import LOSSY_LIMITS
 from rewriter.errors import RuleError
 from rewriter.language import Rule, load_rules
+from rewriter.language.conditions import LOSSES
 from rewriter.language.rule import RuleSet
 from rewriter.proof.check import prove
 from rewriter.proof.losses import coarsened
@@ -30,6 +33,28 @@ def test_an_operand_is_off_by_half_a_step_of_its_format(kind: str) -> None:
 def test_equal_numbers_are_off_alike() -> None:
     x = torch.full((3, 40), -1.5, dtype=torch.float64)
     assert bool((coarsened(x, "f8e4m3", torch.Generator().manual_seed(1)) == -1.5 * (1 + 2.0**-4 + 2.0**-17)).all())
+
+
+def test_a_norms_numbers_have_one_scale_for_the_largest_that_it_may_give() -> None:
+    x = torch.zeros(2, 8, 4, 4, dtype=torch.float64)
+    x[0, 3, 1, 2], x[1, 0, 0, 0] = 2.0, -1.0
+    off = (coarsened(x, "f8e4m3_norm", torch.Generator().manual_seed(0)) - x).abs()
+    everywhere = 2.0**-17 * 2.0 * math.sqrt(8 * 4 * 4)
+    torch.testing.assert_close(off, x.abs() * 2.0**-4 + everywhere)
+
+
+def test_every_loss_has_a_bound_at_run_time() -> None:
+    assert set(LOSSES) == set(LOSSY_LIMITS)
+
+
+def test_a_loss_inside_of_the_pattern_is_allowed_and_no_more() -> None:
+    """A convolution in eight bits loses digits of what the norm before it gives, which is no operand."""
+    rule = load_rules("fp8")["fp8-group-norm-silu-conv"]
+    assert prove(rule, dtype="f16", examples=10).failure is None
+    for stated in ({}, {"n": "i8", "filter": "i8"}):
+        proof = prove(dataclasses.replace(rule, loses=stated), dtype="f16", examples=20)
+        assert proof.failure is not None
+        assert proof.failure.kind == "wrong result"
 
 
 def plain() -> Rule:
