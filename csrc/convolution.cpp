@@ -130,11 +130,11 @@ void convolution(const Tensor x, const Tensor weight, const std::optional<Tensor
   launch_convolution(x, weight, y, {step, pad_z, pad_y, pad_x, scale, rows, across, along, splits}, kernel, operands);
 }
 
-// y = convolution(x, weight) * scale * filter_scales + bias + residual. x and weight: f8e4m3, two elements in one of y's
+// y = convolution(x, weight) * scale * filter_scales + bias. x and weight: f8e4m3, two elements in one of y's
 // dtype, so that they have half as many channels; scale: [1], filter_scales: [M], f32. The rest as in `convolution`.
 void quantised_convolution(const Tensor x, const Tensor scale, const Tensor weight, const Tensor filter_scales,
-                           const Tensor bias, const std::optional<Tensor> residual, Tensor y, int64_t step,
-                           int64_t pad_y, int64_t pad_x, int64_t rows, int64_t across, int64_t along) {
+                           const Tensor bias, Tensor y, int64_t step, int64_t pad_y, int64_t pad_x, int64_t rows,
+                           int64_t across, int64_t along) {
   require(scale.numel() == 1 && filter_scales.numel() == y.size(1) && bias.numel() == y.size(1),
           "scale, filter_scales, bias: expected one number, and one for each filter");
   require(starts_at(bias.const_data_ptr(), 4) && starts_at(filter_scales.const_data_ptr(), 8),
@@ -142,7 +142,7 @@ void quantised_convolution(const Tensor x, const Tensor scale, const Tensor weig
   const Kernel kernel = convolving::quantised_kernel(static_cast<int>(rows), x.scalar_type() == ScalarType::Half);
   const QuantisedOperands operands{static_cast<const float*>(scale.const_data_ptr()),
                                    static_cast<const float*>(filter_scales.const_data_ptr()), bias.const_data_ptr(),
-                                   pointer(residual), y.mutable_data_ptr()};
+                                   y.mutable_data_ptr()};
   launch_convolution(x, weight, y, {step, 0, pad_y, pad_x, 1, rows, across, along, 1}, kernel, operands);
 }
 
@@ -163,7 +163,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(rewriter_cuda, library) {
       "int pad_y, int pad_x, int scale, int rows, int across, int along, int splits) -> ()");
   library.def(
       "quantised_convolution(Tensor x, Tensor scale, Tensor weight, Tensor filter_scales, Tensor bias, "
-      "Tensor? residual, Tensor(a!) y, int step, int pad_y, int pad_x, int rows, int across, int along) -> ()");
+      "Tensor(a!) y, int step, int pad_y, int pad_x, int rows, int across, int along) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rewriter_cuda, CUDA, library) {

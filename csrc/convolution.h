@@ -35,7 +35,7 @@ struct Operands {
 // scale, filter_scales: what x's and each filter's numbers of eight bits are multiplied by.
 struct QuantisedOperands {
   const float *scale, *filter_scales;
-  const void *bias, *residual;
+  const void* bias;
   void* result;
 };
 

@@ -88,9 +88,8 @@ __global__ void __launch_bounds__(hopper::kThreads, 1)
       const int row = half * kBlocks * 64 + warp % 4 * 16;
       hopper::add_products<__nv_fp8_e4m3, kDepth>(sums, false, ring, place.begin, place.end, left, right, half, full,
                                                   empty, reader);
-      const auto store = [&](auto addends, const auto& to, const float (&of_block)[kColumns / 2]) {
-        addends.read(operands.residual, to);
-        finish<T>(of_block, part, operands.residual, operands.result, to, addends, [&](int j) {
+      const auto store = [&](auto nothing, const auto& to, const float (&of_block)[kColumns / 2]) {
+        finish<T>(of_block, part, nullptr, operands.result, to, nothing, [&](int j) {
           return Ends<T>(operands, scale, spot.column + 8 * j + lane % 4 * 2, plan.columns);
         });
       };

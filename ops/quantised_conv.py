@@ -72,37 +72,20 @@ def add_group_norm_silu_quantised(
     return (*group_norm_silu_quantised(total, groups, weight, bias, eps, gain, offset), total)
 
 
-def sum_group_norm_silu_quantised(
-    x: torch.Tensor,
-    channel_bias: Optional,
-    addend: Optional,
-    groups: int,
-    weight: Optional,
-    bias: Optional,
-    eps: float,
-    gain: torch.Tensor,
-    offset: torch.Tensor,
-) -> Codes:
-    """The first two results of `add_group_norm_silu_quantised`, for who needs no sum."""
-    total = added(x, channel_bias, addend)
-    return group_norm_silu_quantised(total, groups, weight, bias, eps, gain, offset)
-
-
 def quantised_conv(
     codes: torch.Tensor,
     scale: torch.Tensor,
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor,
-    addend: Optional,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    """convolution(codes * scale, weight * weight_scales) + bias + addend, summed in f32 (f64 where bias is that).
+    """convolution(codes * scale, weight * weight_scales) + bias, summed in f32 (f64 where bias is that).
 
     codes: [N, C, ...], f8e4m3, scale: [1], f32; weight: [M, C, ...], f8e4m3, weight_scales: [M, 1], f32; bias: [M],
-    f16|bf16|f32|f64; addend: as the result, or None. Result: [N, M, ...] in bias's dtype, channels innermost.
+    f16|bf16|f32|f64. Result: [N, M, ...] in bias's dtype, channels innermost.
     """
     dtype = torch.promote_types(bias.dtype, torch.float32)
     rank = codes.dim() - 2
@@ -112,17 +95,14 @@ def quantised_conv(
     )  # fmt: skip
     of_filter = (weight_scales.to(dtype).view(-1, *[1] * rank), bias.to(dtype).view(-1, *[1] * rank))
     y = (sums * scale.to(dtype) * of_filter[0] + of_filter[1]).to(bias.dtype)
-    if addend is not None:
-        y = y + addend
     return y.contiguous(memory_format=torch.channels_last if rank == 2 else torch.channels_last_3d)
 
 
 _REACH = "Tensor gain, Tensor offset) -> (Tensor, Tensor"
 define(f"group_norm_silu_quantised(Tensor x, {NORM}, {_REACH})", group_norm_silu_quantised)
 define(f"add_group_norm_silu_quantised({SUM}, {NORM}, {_REACH}, Tensor)", add_group_norm_silu_quantised)
-define(f"sum_group_norm_silu_quantised({SUM}, {NORM}, {_REACH})", sum_group_norm_silu_quantised)
 define(
-    "quantised_conv(Tensor codes, Tensor scale, Tensor weight, Tensor weight_scales, Tensor bias, Tensor? addend, "
+    "quantised_conv(Tensor codes, Tensor scale, Tensor weight, Tensor weight_scales, Tensor bias, "
     "int[] stride, int[] padding, int[] dilation) -> Tensor",
     quantised_conv,
 )

@@ -28,15 +28,15 @@ def _conv(draw: Draw, channels: int, side: int, filters: int) -> tuple[Any, ...]
     one, each = draw(1, dtype=torch.float32, scale=0.0), draw(filters, 1, dtype=torch.float32, scale=0.0)
     size = (9 * channels) ** -0.5 / 40.0
     codes, weight = codes.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
-    return codes, one.add_(1 / 40.0), weight, each.add_(size), draw(filters), None, _PAIRS, _PAIRS, _PAIRS
+    return codes, one.add_(1 / 40.0), weight, each.add_(size), draw(filters), _PAIRS, _PAIRS, _PAIRS
 
 
 def _norm(draw: Draw, channels: int, side: int) -> tuple[Any, ...]:
-    """A convolution's result, its bias and the time embedding; the norm, and the largest of its weight and its bias."""
-    x, time = draw(2, channels, side, side, channels_last=True), draw(2, channels, 1, 1)
+    """A convolution's result, its bias and the residual; the norm, and the largest of its weight and its bias."""
+    x, residual = (draw(2, channels, side, side, channels_last=True) for _ in range(2))
     weight, bias = draw(channels), draw(channels)
     largest = (each.abs().amax().float().view(1) for each in (weight, bias))
-    return x, draw(channels), time, 32, weight, bias, 1e-5, *largest
+    return x, draw(channels), residual, 32, weight, bias, 1e-5, *largest
 
 
 CASES = [
@@ -50,8 +50,8 @@ CASES = [
     ),
     *(
         Case(
-            "sum_group_norm_silu_quantised",
-            f"SDXL: 2x{c}x{side}x{side} bias+time, f8e4m3",
+            "add_group_norm_silu_quantised",
+            f"SDXL: 2x{c}x{side}x{side} bias+residual, f8e4m3",
             lambda draw, c=c, side=side: _norm(draw, c, side),
         )
         for c, side in sorted({(m, side) for _, side, m in _SIZES})

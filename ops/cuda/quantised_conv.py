@@ -13,8 +13,6 @@ from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.upsample import channels_innermost
 
-Optional = torch.Tensor | None
-
 # The copy engine moves 16 elements at a time, the ends of a tile store 8.
 _DEPTH, _COLUMNS = 16, 8
 
@@ -25,7 +23,6 @@ def quantised_conv(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor,
-    addend: Optional,
     stride: Sequence[int],
     padding: Sequence[int],
     _dilation: Sequence[int],
@@ -34,21 +31,19 @@ def quantised_conv(
     across: int,
     along: int,
 ) -> torch.Tensor:
-    """convolution(codes * scale, weight * weight_scales) + bias + addend, operands as in the reference, all with their
+    """convolution(codes * scale, weight * weight_scales) + bias, operands as in the reference, all with their
     channels innermost; sums in f32, with the digits that the tensor cores keep of them.
 
     rows, across, along: see `ways_to_share`.
     """
     shape = result_shape(codes, weight, stride, padding)
     y = torch.empty(shape, dtype=bias.dtype, device=codes.device, memory_format=torch.channels_last)
-    added = None if addend is None else addend.unsqueeze(2)
     torch.ops.rewriter_cuda.quantised_convolution(
         _pairs(codes, bias.dtype),
         scale,
         _pairs(weight, bias.dtype),
         weight_scales.view(-1),
         bias,
-        added,
         y.unsqueeze(2),
         stride[0],
         *padding,
@@ -65,7 +60,6 @@ def takes(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     bias: torch.Tensor,
-    addend: Optional,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -95,15 +89,7 @@ def takes(
     shape = result_shape(codes, weight, stride, padding)
     if min(shape) <= 0 or not codes.numel() or not weight.numel():
         return "an empty result"
-    if max(codes.numel(), weight.numel(), math.prod(shape)) >= 2**31:
-        return "more than 2^31 elements"
-    return None if addend is None else _addend_refusal(addend, bias, shape)
-
-
-def _addend_refusal(addend: torch.Tensor, bias: torch.Tensor, shape: tuple[int, ...]) -> str | None:
-    if addend.dtype != bias.dtype or addend.device != bias.device or tuple(addend.shape) != shape:
-        return "the addend broadcasts or promotes"
-    return None if channels_innermost(addend) and aligned(addend) else "the addend's channels are not innermost"
+    return None if max(codes.numel(), weight.numel(), math.prod(shape)) < 2**31 else "more than 2^31 elements"
 
 
 def configs(
@@ -112,7 +98,6 @@ def configs(
     weight: torch.Tensor,
     _weight_scales: torch.Tensor,
     _bias: torch.Tensor,
-    _addend: Optional,
     stride: Sequence[int],
     padding: Sequence[int],
     _dilation: Sequence[int],

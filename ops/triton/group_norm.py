@@ -281,6 +281,7 @@ def _bucket(entries: int) -> int:
     return bucket
 
 
-_WITH_SILU = ("group_norm_silu", "add_group_norm_silu", "sum_group_norm_silu")
-for _name in ("group_norm", "add_group_norm", *_WITH_SILU, *(f"{each}_quantised" for each in _WITH_SILU)):
+for _name in ("group_norm", "group_norm_silu", "add_group_norm", "add_group_norm_silu", "sum_group_norm_silu"):
+    _GroupNorm(_name)
+for _name in ("group_norm_silu_quantised", "add_group_norm_silu_quantised"):
     _GroupNorm(_name)

@@ -82,7 +82,10 @@ def _stand_in(value: Value) -> Any:
     facts = value.facts
     if facts is None or facts.shape is None or facts.dtype not in DTYPES:
         raise Impossible(f"nothing is known about {value.name}")
-    return torch.empty(facts.shape, dtype=DTYPES[facts.dtype], device="meta")
+    if facts.strides is None:
+        return torch.empty(facts.shape, dtype=DTYPES[facts.dtype], device="meta")
+    # In its own memory order, which is that of most results.
+    return torch.empty_strided(facts.shape, facts.strides, dtype=DTYPES[facts.dtype], device="meta")
 
 
 def _facts_of(tensor: torch.Tensor, device: str) -> TensorFacts | None:

@@ -28,7 +28,7 @@ SIZES = [
     (1, 16, 33, 17, 8, 1, 1),
 ]
 
-Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def reach(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,7 +56,7 @@ def operands(
     codes, scale = quantised_conv.group_norm_silu_quantised(x, 8, weight, bias, 1e-5, *reach(weight, bias))
     filter_ = torch.randn(filters, channels, side, side, device=device).to(dtype) / math.sqrt(channels) / side
     made = prepare.filters_f8e4m3(filter_), prepare.filter_scales_f8e4m3(filter_)
-    return codes, scale, *made, torch.randn(filters, device=device).to(dtype), None
+    return codes, scale, *made, torch.randn(filters, device=device).to(dtype)
 
 
 def test_the_norm_in_eight_bits_is_off_by_what_its_format_says() -> None:
@@ -93,15 +93,13 @@ def test_no_number_becomes_no_number() -> None:
 
 
 def test_the_convolution_is_that_of_what_the_codes_stand_for() -> None:
-    for addend in (None, torch.randn(2, 24, 5, 6).half()):
-        codes, scale, filters, scales, bias, _ = operands(2, 16, 5, 6, 24, 3)
-        found = quantised_conv.quantised_conv(codes, scale, filters, scales, bias, addend, [1, 1], [1, 1], [1, 1])
-        weight = filters.double() * scales.double().view(-1, 1, 1, 1)
-        exact = F.conv2d(codes.double() * scale.double(), weight, bias.double(), padding=1)
-        exact = exact if addend is None else exact + addend.double()
-        torch.testing.assert_close(found.double(), exact, rtol=2e-3, atol=2e-3)
-        assert found.dtype == torch.float16
-        assert found.is_contiguous(memory_format=torch.channels_last)
+    codes, scale, filters, scales, bias = operands(2, 16, 5, 6, 24, 3)
+    found = quantised_conv.quantised_conv(codes, scale, filters, scales, bias, [1, 1], [1, 1], [1, 1])
+    weight = filters.double() * scales.double().view(-1, 1, 1, 1)
+    exact = F.conv2d(codes.double() * scale.double(), weight, bias.double(), padding=1)
+    torch.testing.assert_close(found.double(), exact, rtol=2e-3, atol=2e-3)
+    assert found.dtype == torch.float16
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_filters_keep_their_layout_and_have_a_scale_each() -> None:
@@ -117,7 +115,7 @@ def test_filters_keep_their_layout_and_have_a_scale_each() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 64, 8, 8), (1, 48, 5, 7), (2, 32, 40, 40)], ids=str)
-@pytest.mark.parametrize("kind", ["group_norm_silu", "sum_group_norm_silu", "add_group_norm_silu"])
+@pytest.mark.parametrize("kind", ["group_norm_silu", "add_group_norm_silu"])
 def test_norms_in_triton(kind: str, shape: tuple[int, ...], dtype: torch.dtype, tensors_device: str) -> None:
     packages.load()
     x, weight, bias = normed(shape, dtype, tensors_device)
@@ -169,13 +167,11 @@ def test_operands_on_the_cpu_are_refused() -> None:
         ({"dilation": [2, 1]}, "filters with gaps"),
         ({"padding": [-1, -1], "stride": [2, 2]}, "an empty result"),
         ({"codes": torch.zeros(1, 32, 4, 4).to(torch.float8_e4m3fn)}, "the channels are not innermost"),
-        ({"addend": torch.zeros(1, 16, 1, 1).half()}, "the addend broadcasts or promotes"),
-        ({"addend": torch.zeros(1, 16, 4, 4).half()}, "the addend's channels are not innermost"),
     ],
 )
 @pytest.mark.usefixtures("as_on_hopper")
 def test_what_the_kernel_does_not_take(change: dict[str, Any], reason: str) -> None:
-    names = ("codes", "scale", "weight", "weight_scales", "bias", "addend")
+    names = ("codes", "scale", "weight", "weight_scales", "bias")
     call: dict[str, Any] = dict(zip(names, operands(1, 32, 4, 4, 16, 3), strict=True))
     call |= {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
     assert hopper.takes(*call.values()) is None
@@ -197,16 +193,13 @@ def test_the_kernel_for_hopper(sizes: tuple[int, ...], dtype: torch.dtype) -> No
     *shape, side, step = sizes
     call = operands(*shape, side, dtype, "cuda")
     geometry = ([step, step], [side // 2, side // 2], [1, 1])
-    exact = quantised_conv.quantised_conv(*call[:4], call[4].double(), None, *geometry)
-    addend = torch.randn(exact.shape, device="cuda").to(dtype).contiguous(memory_format=torch.channels_last)
+    exact = quantised_conv.quantised_conv(*call[:4], call[4].double(), *geometry)
     assert hopper.takes(*call, *geometry) is None
     ways = [*hopper.configs(*call, *geometry)]
-    ways += [{"rows": rows, "across": 1, "along": 1} for rows in (128, 256)]
-    for way in ways:
-        for more, right in ((None, exact), (addend, exact + addend.double())):
-            found = hopper.quantised_conv(*call[:5], more, *geometry, **way)
-            # The tensor cores' sums of f8e4m3 keep fewer digits than f32 has.
-            assert float((found.double() - right).norm() / right.norm()) < 8e-3, way
+    for way in [*ways, *({"rows": rows, "across": 1, "along": 1} for rows in (128, 256))]:
+        found = hopper.quantised_conv(*call, *geometry, **way)
+        # The tensor cores' sums of f8e4m3 keep fewer digits than f32 has.
+        assert float((found.double() - exact).norm() / exact.norm()) < 8e-3, way
 
 
 @on_hopper
