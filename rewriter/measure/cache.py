@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -41,10 +42,19 @@ def machine(device: str) -> dict[str, str]:
             "cuda": str(torch.version.cuda),
             "cudnn": str(torch.backends.cudnn.version()),
             "driver": _driver(),
+            "cudnn-frontend": _frontend(),
         }
     else:
         found |= {"cpu": _cpu_name(), "threads": str(torch.get_num_threads()), "system": platform.system()}
     return found
+
+
+@functools.cache
+def _frontend() -> str:
+    """The version of NVIDIA's package, whose plans go by numbers; nothing where it is missing."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("nvidia-cudnn-frontend")
+    return ""
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""The fp8 pack on a transformer block: quantised layers read rows, and only what attention gives is stored in full."""
+"""The fp8 pack on a transformer block, where quantised layers read rows and only what attention gives is stored in full,
+and on residual blocks."""
 
 from __future__ import annotations
 
@@ -43,9 +44,13 @@ class Block(torch.nn.Module):
 
 
 def rewritten(
-    module: Block, x: torch.Tensor, packs: list[str], target: Target = HOPPER
+    module: torch.nn.Module,
+    given: torch.Tensor | tuple[torch.Tensor, ...],
+    packs: list[str],
+    target: Target = HOPPER,
 ) -> tuple[Rewritten, torch.Tensor]:
-    graph, weights = torch_ir.trace(module, [x])
+    given = given if isinstance(given, tuple) else (given,)
+    graph, weights = torch_ir.trace(module, given)
     canonicalise(graph)
     result = rewrite(graph, load_rules(packs), weights=len(weights), target=target)
     tensors = list(weights)
@@ -53,7 +58,7 @@ def rewritten(
         tensors.append(prepare.run(recipe, tensors))
     function = torch_ir.function_from_graph(result.graph)
     with torch.no_grad(), torch_ir.plain_executor():
-        return result, function(x, *tensors)
+        return result, function(*given, *tensors)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +88,40 @@ def test_norms_and_gates_write_rows(target: Target, gates: dict[str, int]) -> No
     with torch.no_grad():
         exact = module.float()(x.float())
     assert 0 < float((found - exact).norm() / exact.norm()) < 0.05
+
+
+class Residual(torch.nn.Module):
+    """Two residual blocks of a UNet, each with a time embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = torch.nn.ModuleList(torch.nn.GroupNorm(8, 32) for _ in range(4))
+        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        for index in range(2):
+            h = self.convs[2 * index](F.silu(self.norms[2 * index](x))) + time[:, :, None, None]
+            x = x + self.convs[2 * index + 1](F.silu(self.norms[2 * index + 1](h)))
+        return x
+
+
+@pytest.mark.parametrize(("target", "count"), [(HOPPER, 2), (Target(device="cuda", sm=89), 0)], ids=["Hopper", "Ada"])
+def test_the_first_convolution_of_a_residual_block_is_quantised(target: Target, count: int) -> None:
+    """The second one's error would come on top."""
+    torch.manual_seed(0)
+    module = Residual().half().eval().to(memory_format=torch.channels_last)
+    given = torch.randn(2, 32, 8, 8).half().contiguous(memory_format=torch.channels_last), torch.randn(2, 32).half()
+    result, found = rewritten(module, given, ["default", "fp8"], target)
+    ops = Counter(node.kind() for node in result.graph.nodes())
+    assert ops["rewriter::quantised_conv"] == count
+    assert ops["rewriter::group_norm_silu_quantised"] + ops["rewriter::add_group_norm_silu_quantised"] == count
+    without, plain = rewritten(module, given, ["default", "fp8", "-fp8-*conv*"], target)
+    assert "rewriter::quantised_conv" not in {node.kind() for node in without.graph.nodes()}
+    with torch.no_grad():
+        exact = module.float()(*(each.float() for each in given))
+    errors = [float((each - exact).norm() / exact.norm()) for each in (plain, found)]
+    assert errors[0] < 2e-3
+    assert bool(count) == (2e-3 < errors[1] < 0.05)
 
 
 def test_int8_costs_less_precision() -> None:

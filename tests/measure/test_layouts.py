@@ -11,6 +11,7 @@ import torch
 from rewriter import torch_ir
 from rewriter.graph.canonical import canonicalise
 from rewriter.graph.conditions import Target
+from rewriter.graph.engine import rewrite
 from rewriter.language import load_rules
 from rewriter.measure import choice, regions, whole
 from rewriter.measure.layouts import record_layouts
@@ -27,7 +28,7 @@ class Blocks(torch.nn.Module):
         self.second = torch.nn.Conv2d(8, 4, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        halves = self.norm(self.first(x)).chunk(2, 1)
+        halves = torch.nn.functional.silu(self.norm(self.first(x))).chunk(2, 1)
         return self.second(torch.cat([halves[1].relu(), halves[0]], 1))
 
 
@@ -60,6 +61,18 @@ def test_types_follow_the_weights_that_the_graph_is_run_with() -> None:
     record_layouts(graph, [x, *ordered])
     assert strides(graph)["aten::convolution"] == [120, 1, 24, 4]
     assert [node.kind() for node in graph.nodes()] == text
+
+
+def test_what_rewrites_make_lies_as_what_it_is_made_of() -> None:
+    """Regions behind it would be timed on values in another order, and lose what kernels for that order win."""
+    module = Blocks().half().eval().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 5, 6).half().contiguous(memory_format=torch.channels_last)
+    graph, weights = torch_ir.trace(module, [x])
+    canonicalise(graph)
+    hopper = Target(device="cuda", sm=90)
+    found = strides(rewrite(graph, load_rules("default"), weights=len(weights), target=hopper).graph)
+    assert found["rewriter::conv_act"] == [120, 1, 24, 4]
+    assert found["rewriter::sum_group_norm_silu"] == [240, 1, 48, 8]
 
 
 def test_a_number_that_the_graph_holds_as_a_tensor_has_no_order() -> None:
