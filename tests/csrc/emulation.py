@@ -20,6 +20,8 @@ from rewriter.ops.cuda.compiler import BuildError
 ROOT = pathlib.Path(__file__).parents[2]
 EMULATOR = pathlib.Path(__file__).parent / "emulator"
 KERNELS = ("attention", "convolution", "gated", "norms", "quantised", "rows")
+# What one source launches beside the kernel of its own name.
+_MORE = {"convolution": ("quantised_convolution.cu",)}
 # As machine.h explains them.
 PACES = ("early", "late", "apart", "random")
 _FLAGS = (
@@ -71,7 +73,7 @@ def build(
         path = sources / f"{kernel}.cpp"
         text = path.read_text().replace("(rewriter_cuda, CUDA,", f"({name}, CPU,")
         path.write_text(text.replace("(rewriter_cuda,", f"({name},"))
-    files = [f"{kernel}.{kind}" for kernel in kernels for kind in ("cu", "cpp")]
+    files = [file for kernel in kernels for file in (f"{kernel}.cu", f"{kernel}.cpp", *_MORE.get(kernel, ()))]
     library = folder / f"{name}.so"
     torch_folder = pathlib.Path(torch.__file__).parent
     includes = ["-isystem", str(torch_folder / "include"), "-isystem", str(headers())]

@@ -1,4 +1,4 @@
-"""The kernel that multiplies rows of eight bits, run by an emulated chip."""
+"""The kernels that multiply rows and pictures of eight bits, run by an emulated chip."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from emulation import PACES, Chip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rewriter.graph import prepare
 from rewriter.ops import low_precision
-from rewriter.ops.cuda import quantised
+from rewriter.ops import quantised_conv as conv_reference
+from rewriter.ops.cuda import quantised, quantised_conv
 
 WAYS = [
     {"alternate": alternate, "across": across, "along": along}
@@ -59,6 +61,34 @@ def test_products(chip: Chip, data: st.DataObject, dtype: torch.dtype, pace: str
         case "geglu":
             exact = low_precision.quantised_linear_geglu(*given_operands[:4], given_operands[4].double())
             assert_near(quantised.quantised_linear_geglu(*given_operands, **way), exact)
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.data(), st.sampled_from([torch.float16, torch.bfloat16]), st.sampled_from(PACES), st.integers(0, 2**31 - 1))
+def test_convolutions(chip: Chip, data: st.DataObject, dtype: torch.dtype, pace: str, seed: int) -> None:
+    images, channels, filters = (data.draw(st.integers(1, most)) for most in (3, 20, 45))
+    height, width = (data.draw(st.integers(3, 20)) for _ in range(2))
+    size, step = data.draw(st.sampled_from([1, 3])), data.draw(st.sampled_from([1, 2]))
+    way = {"rows": data.draw(st.sampled_from([128, 256]))}
+    way["across"], way["along"] = data.draw(st.sampled_from([(1, 1), (2, 1), (1, 2)]))
+    torch.manual_seed(seed)
+    codes = (torch.randn(images, 16 * channels, height, width) * 40).clamp(-255, 255).to(torch.float8_e4m3fn)
+    weight = torch.randn(8 * filters, 16 * channels, size, size) / (4 * size * math.sqrt(channels))
+    call = (
+        codes.contiguous(memory_format=torch.channels_last),
+        torch.tensor([2.0**-5]),
+        prepare.filters_f8e4m3(weight),
+        prepare.filter_scales_f8e4m3(weight),
+        torch.randn(8 * filters).to(dtype),
+    )
+    geometry = [step] * 2, [size // 2] * 2, [1, 1]
+    exact = conv_reference.quantised_conv(*call[:4], call[4].double(), *geometry)
+    chip.set(seed=seed, pace=pace, clusters=data.draw(st.integers(1, 3)))
+    assert_near(quantised_conv.quantised_conv(*call, *geometry, **way), exact)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

@@ -24,9 +24,9 @@ FAULTS = {
     ),
     "another layout than the copy engine's": ("products.h", "kSwizzle128 = 1", "kSwizzle128 = 2", "128-byte swizzle"),
     "fewer bytes expected than come": (
-        "convolution.cu",
-        "Shape::kLeft + Shape::kRight);\n          hopper::copy",
-        "Shape::kLeft);\n          hopper::copy",
+        "fetching.h",
+        "Shape::kLeft + Shape::kRight);\n      hopper::copy",
+        "Shape::kLeft);\n      hopper::copy",
         "another result|no thread can go on",
     ),
     "a block ends while others tell its barriers something": (
