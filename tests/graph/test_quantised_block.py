@@ -1,5 +1,5 @@
-"""The fp8 pack on a transformer block, where quantised layers read rows and only what attention gives is stored in full,
-and on residual blocks."""
+"""The fp8 pack on a transformer block, where quantised layers read rows and only what attention gives is stored in
+full, and on residual blocks."""
 
 from __future__ import annotations
 
