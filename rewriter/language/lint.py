@@ -59,9 +59,9 @@ def _check_conditions(rule: Rule, reader: RuleReader, scope: Scope) -> None:
     for name in rule.rechecked:
         shaped = {name for name, condition in rule.where.items() if condition.shape is not None or condition.format}
         _known(reader, name, shaped, "rechecked", "nothing with a shape or format in `where`")
-    targets = {target for step in rule.match for target in step.targets}
+    interior = {target for step in rule.match for target in step.targets} - {*rule.outputs}
     for name in rule.loses:
-        _known(reader, name, set(scope.operands) | targets, "loses")
+        _known(reader, name, set(scope.operands) | interior, "loses")
     for index, expression in enumerate(rule.require):
         scope.check_symbols(
             expression, reader, "require", reader.items(reader.found["require"], "require")[index].position

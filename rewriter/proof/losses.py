@@ -16,8 +16,8 @@ def coarsened(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.T
 
     Equal numbers are off alike, as rounding has it, and those equal to the first one upwards in magnitude: where all
     are equal, errors add up. `f16_sums`: a sum of K products is rounded K times, so each may be off by K roundings.
-    `f8e4m3_norm`: x: [N, ...] has one scale, for a number sqrt(n) times as large as the n of a sample on the average
-    (see `ops.quantised_conv`); the largest of them stands for that here.
+    `f8e4m3_norm`: x: [N, ...], what a norm gives, has one scale for sqrt(n) times the largest number, of n in a sample
+    (see `ops.quantised_conv`, whose bound is of a group's numbers).
     """
     if not x.numel():
         return x

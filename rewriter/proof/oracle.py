@@ -244,7 +244,8 @@ def _run(
             continue
         for target in step.targets:
             if target in losses:
-                names[target] = coarsened(names[target], losses[target], generator)
+                coarse = functools.partial(coarsened, kind=losses[target], generator=generator)
+                names[target] = _each(names[target], coarse)
             before = plain.names[target]
             first = before[0] if isinstance(before, list) else before
             if isinstance(first, torch.Tensor) and first.dtype in ROUNDOFF and not _is_view(first, module):

@@ -77,10 +77,14 @@ def test_a_rule_that_states_half_of_it_is_refuted() -> None:
     ("stated", "instead", "message"),
     [
         ("loses: {x: f8e4m3,", "loses: {z: f8e4m3,", "loses names nothing in the pattern"),
+        # What a rule gives is no value inside of it: a loss of that would excuse whatever is wrong with it.
+        ("loses: {x: f8e4m3,", "loses: {y: f8e4m3,", "loses names nothing in the pattern"),
         ("loses: {x: f8e4m3,", "loses: {x: f4,", "unknown loses"),
     ],
 )
-def test_a_loss_names_an_operand_and_a_format(tmp_path: Path, stated: str, instead: str, message: str) -> None:
+def test_a_loss_names_an_operand_or_a_value_inside_and_a_format(
+    tmp_path: Path, stated: str, instead: str, message: str
+) -> None:
     source = Path(plain().position.file).read_text(encoding="utf-8")
     changed = tmp_path / "changed.yaml"
     changed.write_text(source.replace(stated, instead, 1), encoding="utf-8")
