@@ -54,12 +54,20 @@ def quantise_rows(x: torch.Tensor, kind: str) -> Rows:
         codes = (kept * (torch.full_like(largest, 127.0) / largest)).clamp(-127, 127).round()
         scales = largest * (1.0 / 127.0)
     else:
-        field = largest.view(torch.int32) >> _MANTISSA_BITS
-        factor = (2 * _ONE_FIELD + _BELOW - field) << _MANTISSA_BITS
-        codes = kept * factor.view(torch.float32)
-        scales = ((field - _BELOW) << _MANTISSA_BITS).view(torch.float32)
+        factor, scales = power_of_two(largest)
+        codes = kept * factor
     codes = codes.to(FORMATS[kind], memory_format=torch.contiguous_format)
     return codes, torch.where(finite.all(-1, keepdim=True), scales, torch.nan)
+
+
+def power_of_two(largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(factor, scale), inverse to each other, so that largest * factor lies between 128 and 256.
+
+    largest: f32, at least SMALLEST.
+    """
+    field = largest.view(torch.int32) >> _MANTISSA_BITS
+    factor = (2 * _ONE_FIELD + _BELOW - field) << _MANTISSA_BITS
+    return factor.view(torch.float32), ((field - _BELOW) << _MANTISSA_BITS).view(torch.float32)
 
 
 def quantised_linear(

@@ -11,21 +11,18 @@ bound where it is smaller than 2**-13 of it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from rewriter.ops.group_norm import NORM, SUM, added, normalised
-from rewriter.ops.low_precision import SMALLEST
+from rewriter.ops.low_precision import SMALLEST, power_of_two
 from rewriter.ops.precision import laid_out_like
 from rewriter.ops.registry import define
 
 Optional = torch.Tensor | None
 Codes = tuple[torch.Tensor, torch.Tensor]
-
-_MANTISSA_BITS = 23
-# The exponent fields, as f32 has them, of the bound and of its scale: the former lies 2**7 above.
-_BELOW, _ONE_FIELD = 7, 127
 
 
 def root(shape: torch.Size, groups: int) -> float:
@@ -48,28 +45,18 @@ def group_norm_silu_quantised(
     f8e4m3, x's shape, laid out as the norm's result is; scale: [1], f32, NaN where the bound is no number.
     """
     bound = (gain * root(x.shape, groups) + offset).float().clamp(min=SMALLEST)
-    field = bound.view(torch.int32) >> _MANTISSA_BITS
-    factor = ((2 * _ONE_FIELD + _BELOW - field) << _MANTISSA_BITS).view(torch.float32)
-    scale = ((field - _BELOW) << _MANTISSA_BITS).view(torch.float32)
+    factor, scale = power_of_two(bound)
     y = F.silu(normalised(x, groups, weight, bias, eps), inplace=True).float()
     codes = laid_out_like((y * factor).to(torch.float8_e4m3fn), x)
     return codes, torch.where(bound.isfinite(), scale, torch.nan)
 
 
 def add_group_norm_silu_quantised(
-    x: torch.Tensor,
-    channel_bias: Optional,
-    addend: Optional,
-    groups: int,
-    weight: Optional,
-    bias: Optional,
-    eps: float,
-    gain: torch.Tensor,
-    offset: torch.Tensor,
+    x: torch.Tensor, channel_bias: Optional, addend: Optional, *norm: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(codes, scale, total): those of the sum's norm, and the sum, as in `add_group_norm_silu`."""
     total = added(x, channel_bias, addend)
-    return (*group_norm_silu_quantised(total, groups, weight, bias, eps, gain, offset), total)
+    return (*group_norm_silu_quantised(total, *norm), total)
 
 
 def quantised_conv(

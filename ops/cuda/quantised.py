@@ -81,10 +81,9 @@ def takes(
     reason = elsewhere(*operands)
     if reason is not None:
         return reason
-    if codes.dtype != torch.float8_e4m3fn or weight.dtype != codes.dtype or bias.dtype not in NARROW:
-        return "only f8e4m3 by f8e4m3 to f16 or bf16"
-    if scales.dtype != torch.float32 or weight_scales.dtype != torch.float32:
-        return "scales in other than f32"
+    reason = other_formats(*operands)
+    if reason is not None:
+        return reason
     if not codes.dim() or weight.dim() != 2 or codes.shape[-1] != weight.shape[1] or 0 in (*codes.shape, *weight.shape):
         return "an empty product, or shapes that torch refuses too"
     rows = codes.numel() // codes.shape[-1]
@@ -95,6 +94,17 @@ def takes(
     if not all(operand.is_contiguous() and aligned(operand) for operand in operands):
         return "operands with gaps, or that do not start at a multiple of 16 bytes"
     return None if max(codes.numel(), weight.numel(), rows * weight.shape[0]) < 2**31 else "more than 2^31 elements"
+
+
+def other_formats(
+    codes: torch.Tensor, scales: torch.Tensor, weight: torch.Tensor, weight_scales: torch.Tensor, bias: torch.Tensor
+) -> str | None:
+    """Why the operands of a product in eight bits are of dtypes that no kernel here takes, or None."""
+    if codes.dtype != torch.float8_e4m3fn or weight.dtype != codes.dtype or bias.dtype not in NARROW:
+        return "only f8e4m3 by f8e4m3 to f16 or bf16"
+    if scales.dtype != torch.float32 or weight_scales.dtype != torch.float32:
+        return "scales in other than f32"
+    return None
 
 
 def takes_add(*arguments: torch.Tensor) -> str | None:

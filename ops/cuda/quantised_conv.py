@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from rewriter.ops.conv import result_shape
+from rewriter.ops.cuda.quantised import other_formats
 from rewriter.ops.cuda.tiles import aligned, elsewhere, steps_of, ways_to_share
-from rewriter.ops.precision import NARROW
 from rewriter.ops.registry import Config, provide
 from rewriter.ops.upsample import channels_innermost
 
@@ -68,10 +68,9 @@ def takes(
     reason = elsewhere(*operands)
     if reason is not None:
         return reason
-    if codes.dtype != torch.float8_e4m3fn or weight.dtype != codes.dtype or bias.dtype not in NARROW:
-        return "only f8e4m3 by f8e4m3 to f16 or bf16"
-    if scale.dtype != torch.float32 or weight_scales.dtype != torch.float32:
-        return "scales in other than f32"
+    reason = other_formats(*operands)
+    if reason is not None:
+        return reason
     if codes.dim() != 4 or weight.dim() != 4 or codes.shape[1] != weight.shape[1]:
         return "only plain convolutions of pictures"
     if len(stride) != 2 or len(padding) != 2 or any(step != 1 for step in dilation):
@@ -100,7 +99,7 @@ def configs(
     _bias: torch.Tensor,
     stride: Sequence[int],
     padding: Sequence[int],
-    _dilation: Sequence[int],
+    *_: object,
 ) -> Sequence[Config]:
     """Ways to share the work, best first by an estimate; a step holds as many bytes as in f16."""
     images, filters, *extents = result_shape(codes, weight, stride, padding)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from rewriter.ops.triton.overlap import let_next_begin, wait_for_earlier
-from rewriter.ops.triton.quantised_rows import f8e4m3
+from rewriter.ops.triton.quantised_rows import f8e4m3, power_of_two
 
 
 @triton.jit
@@ -47,11 +47,9 @@ def _silu(y):  # type: ignore[no-untyped-def]
 def _factor(gain, offset, root, scale):  # type: ignore[no-untyped-def]
     """What a norm's numbers are multiplied by to be stored, see `ops.quantised_conv`; its inverse to `scale`."""
     bound = tl.load(gain) * root + tl.load(offset)
-    # Exponents as f32 has them: of the bound, at least that of 2**-100, and 7 less for the scale.
-    field = tl.maximum(bound.to(tl.int32, bitcast=True) >> 23, 27)
-    size = ((field - 7) << 23).to(tl.float32, bitcast=True)
+    factor, size = power_of_two(bound)
     tl.store(scale, tl.where(bound < float("inf"), size, float("nan")), mask=tl.program_id(0) == 0)
-    return ((261 - field) << 23).to(tl.float32, bitcast=True)
+    return factor
 
 
 @triton.jit
@@ -61,8 +59,7 @@ def _stored(result, y, factor, SILU: tl.constexpr, CODES: tl.constexpr, EMULATED
         result = _silu(result)
     if CODES:
         result *= factor
-    by_hand = tl.where(result == result, f8e4m3(result), 127).to(tl.uint8) if EMULATED else result
-    return by_hand if EMULATED else result.to(y.dtype.element_ty)
+    return f8e4m3(result) if EMULATED else result.to(y.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["groups", "units"])

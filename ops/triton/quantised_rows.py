@@ -26,13 +26,20 @@ LONGEST = 16384
 
 @triton.jit
 def f8e4m3(v):  # type: ignore[no-untyped-def]
-    """The bits of v, f32 with |v| < 448, rounded to nearest even. Triton's interpreter cuts digits off instead."""
+    """The bits of v, f32 below 448 or NaN, rounded to nearest even. Triton's interpreter cuts digits off instead."""
     bits = tl.abs(v).to(tl.int32, bitcast=True)
     # 1.5 * 2**23, added and taken away, rounds to whole numbers, halves to even: its last bit is worth 1.
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - (120 << 3)
     subnormal = (tl.abs(v) * 512.0 + 12582912.0 - 12582912.0).to(tl.int32)
     magnitude = tl.where(tl.abs(v) < 0.015625, subnormal, normal)
-    return (magnitude | tl.where(v < 0, 128, 0)).to(tl.uint8)
+    return tl.where(v == v, magnitude | tl.where(v < 0, 128, 0), 127).to(tl.uint8)
+
+
+@triton.jit
+def power_of_two(largest):  # type: ignore[no-untyped-def]
+    """As `ops.low_precision.power_of_two`; what is smaller than 2**-100 is taken for that."""
+    field = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 27)
+    return ((261 - field) << 23).to(tl.float32, bitcast=True), ((field - 7) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -67,10 +74,7 @@ def store_rows(  # type: ignore[no-untyped-def]
         bounded = tl.minimum(tl.maximum(kept * factor[:, None], -127.0), 127.0)
         code = (bounded + 12582912.0 - 12582912.0).to(tl.int8)
     else:
-        # Exponents as f32 has them: of the largest magnitude, at least that of 2**-100, and 7 less for the scale.
-        field = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 27)
-        factor = ((261 - field) << 23).to(tl.float32, bitcast=True)
-        size = ((field - 7) << 23).to(tl.float32, bitcast=True)
+        factor, size = power_of_two(largest)
         scaled = kept * factor[:, None]
         code = f8e4m3(scaled) if EMULATED else scaled.to(tl.float8e4nv)
     tl.store(codes + row.to(tl.int64)[:, None] * columns + column, code, mask=inside)

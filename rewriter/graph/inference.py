@@ -13,10 +13,7 @@ from rewriter.graph.facts import DTYPES, TensorFacts
 from rewriter.graph.prepare import Prepared
 from rewriter.graph.view import NotConstant, Value
 from rewriter.language.rule import Call
-from rewriter.ops.precision import channels_innermost
-
-# By the rank of pictures and of films.
-_INNERMOST = {4: torch.channels_last, 5: torch.channels_last_3d}
+from rewriter.ops.precision import channels_innermost, laid_out_like
 
 
 class Impossible(Exception):
@@ -122,16 +119,14 @@ def _run(call: Call, inputs: list[Value]) -> list[TensorFacts | None]:
         return []
     device = _device(inputs)
     results = result if isinstance(result, list | tuple) else [result]
-    if call.op == "aten::convolution":
+    if call.op == "aten::convolution" and result.dim() > 3:
         results = [_convolved(result, *operands[:2])]
     return [_facts_of(item, device) if isinstance(item, torch.Tensor) else None for item in results]
 
 
 def _convolved(result: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The result as torch's kernels lay it out, those for tensors without data excepted: as either operand lies."""
-    if result.dim() in _INNERMOST and any(map(channels_innermost, (x, weight))):
-        return result.contiguous(memory_format=_INNERMOST[result.dim()])
-    return result
+    return laid_out_like(result, x if channels_innermost(x) else weight)
 
 
 def _prepare(recipe: Prepared, sources: list[Value]) -> TensorFacts:
