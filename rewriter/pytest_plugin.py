@@ -106,7 +106,7 @@ class RuleItem(pytest.Item):
             raise Unproved(_report(results))
         (proof,) = results.proofs
         if not proof.examples:
-            pytest.skip(f"{self.provider} takes none of {proof.unsupported} examples")
+            pytest.skip(f"{self.provider} takes none of {proof.unsupported} examples: {proof.refusal}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The failure alone; the traceback would be that of this plugin."""

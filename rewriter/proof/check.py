@@ -7,6 +7,7 @@ import math
 import random
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 
 import hypothesis
@@ -40,9 +41,9 @@ _REFUSED = 100
 _SMALL = 20
 # Elements of an operand of those.
 _LARGE = 2**20
-# So many may be refused with those, as long as the search has not taken so many seconds: a kernel for attention without
-# a mask, with heads of two sizes, takes one large example in 26. It refuses all of 80 in every 23rd proof, and all of
-# 380 in one of three million.
+# So many may be refused with those for more than one reason, as long as the search has not taken so many seconds: a
+# kernel for attention without a mask, with heads of two sizes, takes one large example in 26. It refuses all of 80 in
+# every 23rd proof, and all of 380 in one of three million.
 _REFUSED_LARGE, _SEARCHING_SECONDS = 400, 20.0
 
 
@@ -101,7 +102,7 @@ class _Search:
     end: float
     attempts: int = 0
     examples: int = 0
-    unsupported: int = 0
+    refusals: Counter[str] = dataclasses.field(default_factory=Counter)
     worst: float = 0.0
     ratio: float = 0.0
     invalid: str = ""
@@ -120,15 +121,18 @@ class _Search:
             failure = self.explained(self.shrunk(refuted.failure))
         except (_Refused, _Late):
             pass
+        except _Broken as broken:
+            raise broken.error from None
         except hypothesis.errors.Unsatisfiable:
-            failure = None if self.unsupported else self.without_example()
+            failure = None if self.refusals else self.without_example()
         return Proof(
             rule=self.rule.id,
             dtype=self.dtype,
             device=self.device,
             provider=self.provider,
             examples=self.examples,
-            unsupported=self.unsupported,
+            unsupported=self.refusals.total(),
+            refusal=next((reason for reason, _ in self.refusals.most_common(1)), None),
             worst=self.worst,
             ratio=self.ratio,
             failure=failure,
@@ -169,7 +173,10 @@ class _Search:
             if repeating:
                 example = repeated.of(example)
             self.attempts += 1
-            ran = self.attempt(example)
+            try:
+                ran = self.attempt(example)
+            except Exception as error:
+                raise _Broken(error) from error
             if repeating:
                 repeated.judge(ran)
             if not ran:
@@ -187,12 +194,15 @@ class _Search:
             raise _Refuted(outcome)
         if outcome is None:
             return False
-        if not outcome.supported:
-            self.unsupported += counts
-            patient = self.large and time.monotonic() < self.patience
-            if not self.examples and self.unsupported >= (_REFUSED_LARGE if patient else _REFUSED):
+        if outcome.refusal is not None:
+            if not counts:
+                return False
+            self.refusals[outcome.refusal] += 1
+            refused = self.refusals.total()
+            patient = self.large and len(self.refusals) > 1 and time.monotonic() < self.patience
+            if not self.examples and refused >= (_REFUSED_LARGE if patient else _REFUSED):
                 raise _Refused
-            self.rare |= self.device != "cpu" and self.unsupported >= _SMALL * (1 + self.examples)
+            self.rare |= self.device != "cpu" and refused >= _SMALL * (1 + self.examples)
             # Some kernels are for many rows only.
             self.large |= self.rare and not self.examples
             return False
@@ -251,6 +261,13 @@ class _Refuted(BaseException):
 
 class _Refused(BaseException):
     """The provider takes none of many examples."""
+
+
+class _Broken(BaseException):
+    """Something else went wrong: hypothesis would try to have it again, and say no more than that it could not."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 class _Late(BaseException):

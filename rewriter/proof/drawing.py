@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from rewriter.language.conditions import LAYOUTS, VALUE_CLASSES, DimRange, TensorInput
 from rewriter.language.rule import Rule
 from rewriter.proof.outcome import Example
-from rewriter.proof.sample import layouts_of
+from rewriter.proof.sample import USUAL, layouts_of
 
 # One extent in so many is the least of its range, and one the largest.
 _ENDS = 8
@@ -19,8 +19,6 @@ _ENDS = 8
 _VECTOR = 8
 # How many times as far ranges go that are made large.
 _LARGE = 16
-# The last two extents of a picture.
-_PICTURE = ("H", "W")
 
 
 def drawn(
@@ -35,8 +33,8 @@ def drawn(
 ) -> Example:
     """The example of a number. `most`: elements of an operand.
 
-    `plain`: multiples of 8 for extents, where their ranges have any, and memory as networks have it, channels last in
-    pictures: some kernels take nothing else, and would hardly ever see it. `large`: where plain, of ranges that go 16
+    `plain`: multiples of 8 for extents, where their ranges have any, and memory as networks have it: some kernels take
+    nothing else, and would hardly ever see it. `large`: where plain, of ranges that go 16
     times as far: others take nothing less.
     """
     dims = {name: _extent(given, chooser, plain, _LARGE if large else 1) for name, given in rule.dims.items()}
@@ -47,7 +45,7 @@ def drawn(
     layouts = [each for layout in _layouts(rule) for each in (layout, None)]
     return Example(
         dims=tuple(dims.items()) or None,
-        layout=_usual(rule) if plain else layouts[(turn + position) % len(layouts)],
+        layout=USUAL if plain else layouts[(turn + position) % len(layouts)],
         values=VALUE_CLASSES[position],
         choice=chooser.randrange(_choices(rule)),
         dtype=dtype,
@@ -116,14 +114,6 @@ def _layouts(rule: Rule) -> list[str]:
     tensors = [name for name, given in rule.inputs.items() if isinstance(given, TensorInput)]
     found = [layout for layout in LAYOUTS if any(layout in layouts_of(rule, name) for name in tensors)]
     return found or [LAYOUTS[0]]
-
-
-def _usual(rule: Rule) -> str:
-    """The layout that a network's tensors have: channels last in pictures, but not in tokens by heads."""
-    shapes = [given.shape for given in rule.inputs.values() if isinstance(given, TensorInput)]
-    pictures = any(len(shape) > 3 and tuple(map(str, shape[-2:])) == _PICTURE for shape in shapes)
-    usual = "channels_last" if pictures else "contiguous"
-    return usual if usual in _layouts(rule) else _layouts(rule)[0]
 
 
 def _choices(rule: Rule) -> int:

@@ -52,7 +52,8 @@ def refence(tensors: Sequence[torch.Tensor], fill: float) -> None:
         storage = storage_of(x)
         inside = torch.zeros(storage.shape, dtype=torch.bool, device=x.device)
         own(inside.as_strided(x.shape, x.stride(), x.storage_offset()), x).fill_(True)
-        storage.masked_fill_(~inside, fill)
+        # Not `masked_fill_`, which knows no formats of eight bits.
+        storage.copy_(torch.where(inside, storage, torch.full_like(storage, fill)))
 
 
 @contextlib.contextmanager

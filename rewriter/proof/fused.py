@@ -72,30 +72,45 @@ def run(fused: Fused) -> list[torch.Tensor]:
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Calls:
+    """`counts`: of the calls by op and provider. `refusals`: why the provider asked for did not take some of them."""
+
+    counts: Counter[tuple[str, str]]
+    refusals: list[str] = dataclasses.field(default_factory=list)
+
+
 @contextlib.contextmanager
-def provided(rule: Rule, provider: str, number: int = 0) -> Iterator[Counter[tuple[str, str]]]:
-    """Calls of the replacement's ops go to `provider` where the op has it, else to the reference; counts the calls.
+def provided(rule: Rule, provider: str, number: int = 0) -> Iterator[Calls]:
+    """Calls of the replacement's ops go to `provider` where the op has it and it takes them, else to the reference.
 
     `number`: which of the provider's configs for a call, counted round and round.
     """
     with contextlib.ExitStack() as stack:
+        calls = Calls(stack.enter_context(dispatch.counted()))
         for op in ops_of(rule):
             known = OPS[op].providers
             if provider not in known or provider == REFERENCE:
                 stack.enter_context(dispatch.forced(op, REFERENCE))
                 continue
             stack.callback(known.__setitem__, provider, known[provider])
-            known[provider] = _configured(known[provider], number)
+            known[provider] = _watched(known[provider], number, calls.refusals)
             stack.enter_context(dispatch.forced(op, provider))
-        yield stack.enter_context(dispatch.counted())
+        yield calls
 
 
-def _configured(provider: Provider, number: int) -> Provider:
+def _watched(provider: Provider, number: int, refusals: list[str]) -> Provider:
     def fn(*arguments: Any) -> Any:
         configs = provider.configs(*arguments)
         return provider.fn(*arguments, **configs[number % len(configs)])
 
-    return dataclasses.replace(provider, fn=fn)
+    def supports(*arguments: Any) -> str | None:
+        reason = provider.supports(*arguments)
+        if reason is not None:
+            refusals.append(reason)
+        return reason
+
+    return dataclasses.replace(provider, fn=fn, supports=supports)
 
 
 def undeclared_sharing(fused: Fused, outputs: Sequence[torch.Tensor]) -> list[tuple[int, int, bool]]:

@@ -70,7 +70,15 @@ def _each(names: list[str], change: Change) -> Callable[[Operands], Operands | N
 
 def _as(dtype: str) -> Change:
     kind = DTYPES[dtype]
-    return lambda x: None if x.dtype == kind else x.nan_to_num().to(kind)
+
+    def change(x: torch.Tensor) -> torch.Tensor | None:
+        if x.dtype == kind:
+            return None
+        # torch has no `nan_to_num` of eight bits.
+        readable = x.to(torch.float16) if x.dtype == torch.float8_e4m3fn else x
+        return readable.nan_to_num().to(kind)
+
+    return change
 
 
 def _more(x: torch.Tensor) -> torch.Tensor:

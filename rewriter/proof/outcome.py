@@ -12,9 +12,9 @@ MIXED = "mixed"
 class Example:
     """One drawn example, reproducible from these fields alone.
 
-    `values`: a value class; `layout`: a layout for every operand that may have it, or None, which draws one for each;
-    `choice`: which of a statement's alternative ops; `dims`: the extents of the rule's symbols, drawn from the seed
-    where it is None.
+    `values`: a value class; `layout`: a layout for every operand that may have it, "usual" for what networks have, or
+    None, which draws one for each; `choice`: which of a statement's alternative ops; `dims`: the extents of the rule's
+    symbols, drawn from the seed where it is None.
     """
 
     seed: int
@@ -72,9 +72,9 @@ class Proof:
     """A rule in one dtype on one device by one provider.
 
     `provider`: "torch" is the references of the ops, "graph" a replacement without ops of this package. `examples`:
-    run; `unsupported`: drawn, but not taken by the provider. `worst`: the largest error(fused) / allowed, at most 1
-    when proved; `ratio`: the largest error(fused) / max(error(unfused), floor), with error(unfused) as the tolerance
-    takes it: not below what rounding may cost.
+    run; `unsupported`: drawn, but not taken by the provider, mostly for the reason `refusal`. `worst`: the largest
+    error(fused) / allowed, at most 1 when proved; `ratio`: the largest error(fused) / max(error(unfused), floor), with
+    error(unfused) as the tolerance takes it: not below what rounding may cost.
     """
 
     rule: str
@@ -86,6 +86,7 @@ class Proof:
     worst: float
     ratio: float
     failure: Failure | None
+    refusal: str | None = None
 
     @property
     def proved(self) -> bool:

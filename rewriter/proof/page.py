@@ -8,7 +8,7 @@ from html import escape
 from rewriter.proof import plots
 from rewriter.proof.outcome import Proof
 from rewriter.proof.results import Results, Timed
-from rewriter.proof.summary import achieved, cell, dates, dtypes, headline, rows
+from rewriter.proof.summary import achieved, cell, dates, dtypes, headline, refusals, rows
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #62676e; --line: #d9dce0; --paper: #fff; --card: #f5f6f8;
@@ -62,6 +62,7 @@ def page(results: Results) -> str:
             f'<p class="soft">{escape(_where(results))}</p>',
             *_proofs(results),
             *_failures(results),
+            *_listed("Never taken", refusals(results)),
             *_survivors(results),
             *_speed(results),
             *_listed("Not done", results.problems),
@@ -108,6 +109,7 @@ def _proof(proof: Proof | None) -> str:
         return "<td></td>"
     kind = text if text in ("failed", "refused") else "close" if proof.worst > _CLOSE else "proved"
     hint = f"{proof.examples} examples, {proof.unsupported} refused"
+    hint += f", mostly: {proof.refusal}" if proof.refusal else ""
     return f'<td class="{kind}" title="{escape(hint)}">{escape(text)}</td>'
 
 

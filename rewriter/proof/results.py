@@ -177,6 +177,8 @@ def proof_of(document: Mapping[str, Any]) -> Proof:
         worst=_number(document["worst"]),
         ratio=_number(document["ratio"]),
         failure=None if failure is None else failure_of(failure),
+        # Verdicts were written without it.
+        refusal=document.get("refusal"),
     )
 
 

@@ -20,6 +20,11 @@ from rewriter.proof.layouts import VALUES, placed
 # Dtypes in which a rule is proved unless its entry says otherwise.
 FLOATS = ("f32", "f16", "bf16")
 
+# For each operand the layout that a network's tensors have.
+USUAL = "usual"
+# The last two extents of a picture.
+_PICTURE = ("H", "W")
+
 # Elements of a tensor. Every example is run several times, also in f64.
 _LARGEST = 2**24
 
@@ -134,7 +139,8 @@ def draw(
     dims: Mapping[str, int] | None = None,
     device: str = "cpu",
 ) -> Sample:
-    """One example. `layout`: for the operands that allow it; None draws one for each. `dims`: drawn where None.
+    """One example. `layout`: for the operands that allow it; None draws one for each, and USUAL takes channels last in
+    pictures and filters. `dims`: drawn where None.
 
     `values` is the class of at least one operand; of the others some are normal. Every tensor lies in a storage that
     is NaN around it. Raises ImpossibleSample.
@@ -169,7 +175,8 @@ def draw(
             allowed = layouts_of(rule, name)
             made = []
             for position in range(count if starred.get(name) else 1):
-                chosen = layout if layout in allowed else chooser.choice(allowed)
+                wanted = _usual(given) if layout == USUAL else layout
+                chosen = wanted if wanted in allowed else chooser.choice(allowed)
                 numbers = _numbers(given, shape, kind, values if name in special else "normal", generator)
                 if len(shape) < rank:
                     numbers = _without_inf(numbers)
@@ -177,6 +184,13 @@ def draw(
                 sample.layouts[name, position] = chosen
             sample.operands[name] = made if starred.get(name) else made[0]
     return sample
+
+
+def _usual(given: TensorInput) -> str:
+    """Pixels and tokens by heads have four dimensions, too, but are no pictures."""
+    last = given.shape[-2:]
+    picture = tuple(map(str, last)) == _PICTURE or not any(extent.names for extent in last)
+    return "channels_last" if len(given.shape) > 3 and picture else "contiguous"
 
 
 def _special(names: list[str], values: str, chooser: random.Random) -> set[str]:
@@ -201,7 +215,9 @@ def _numbers(
 
 def _without_inf(numbers: torch.Tensor) -> torch.Tensor:
     """For weights and the like: an infinite one makes NaN or Inf as the order of operations has it."""
-    return torch.where(numbers.isinf(), math.nan, numbers) if numbers.is_floating_point() else numbers
+    # No format of eight bits with NaN alone, as f8e4m3 is, has infinities that torch could look for.
+    infinite = numbers.is_floating_point() and numbers.dtype != torch.float8_e4m3fn
+    return torch.where(numbers.isinf(), math.nan, numbers) if infinite else numbers
 
 
 def _extent(chooser: random.Random, given: DimRange) -> int:

@@ -17,6 +17,7 @@ def markdown(results: Results) -> str:
     for title, lines in (
         ("Failures", _failures(results)),
         ("Mutants that survived", [f"```\n{text}\n```" for text in results.survivors]),
+        ("Never taken", [f"- {text}" for text in refusals(results)]),
         ("Speed", _speed(results)),
         ("Not done", [f"- {problem}" for problem in results.problems]),
         ("Notes", [f"- {note}" for note in results.notes]),
@@ -61,6 +62,18 @@ def cell(proof: Proof | None) -> str:
     if not proof.proved:
         return "failed"
     return f"{proof.worst:.2f}" if proof.examples else "refused"
+
+
+def refusals(results: Results) -> list[str]:
+    """Which providers took no example of which rules, and mostly why: one line for each reason."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for proof in results.proofs:
+        if proof.proved and not proof.examples and proof.refusal:
+            found.setdefault((proof.provider, proof.refusal), {}).setdefault(proof.rule, []).append(proof.dtype)
+    return [
+        f"{provider}: {reason}: " + ", ".join(f"{rule} ({' '.join(dtypes)})" for rule, dtypes in rules.items())
+        for (provider, reason), rules in found.items()
+    ]
 
 
 def achieved(timed: Timed, ceilings: Ceilings | None) -> tuple[str, str, str]:

@@ -13,7 +13,6 @@ import torch
 from rewriter.causes import described, memory_ran_out
 from rewriter.graph.engine import EndlessRules
 from rewriter.language.rule import Rule
-from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof import fences, fused, oracle
 from rewriter.proof.comparison import Difference, Output, compared
 from rewriter.proof.oracle import InvalidExample
@@ -30,15 +29,15 @@ _OTHER = 0.5
 class Result:
     """One example that passed. The errors are by the measure that comes nearest to what is allowed.
 
-    `floor`: what the dtype of that output allows by itself. `supported`: False where the provider does not take the
-    call; nothing was compared then.
+    `floor`: what the dtype of that output allows by itself. `refusal`: why the provider does not take the call; nothing
+    was compared then.
     """
 
     error: float = 0.0
     unfused: float = 0.0
     allowed: float = 0.0
     floor: float = 0.0
-    supported: bool = True
+    refusal: str | None = None
 
     @property
     def share(self) -> float:
@@ -113,10 +112,10 @@ class Trial:
                 raise
             # Reported at once: after a fault a GPU may run nothing more.
             return self.failure("raises", f"the replacement raises {described(error)}")
-        wrong = self.calls(calls) or self.memory(expected, program)
+        wrong = self.calls(calls.counts) or self.memory(expected, program)
         # The oracle takes longer than all before it, and some providers refuse most examples.
-        if wrong is None and self.unsupported(calls):
-            return Result(supported=False)
+        if wrong is None and calls.refusals:
+            return Result(refusal=calls.refusals[0])
         # Outputs may lie in operands that the program writes to, and the oracle needs those as they were.
         self.outputs = [output.clone() for output in self.outputs]
         fences.restore(self.tensors, before)
@@ -134,7 +133,7 @@ class Trial:
             return self.failure(*self.reread(program, before, outcome))
         return outcome
 
-    def perform(self, program: fused.Fused, fill: float | None = None) -> Counter[tuple[str, str]]:
+    def perform(self, program: fused.Fused, fill: float | None = None) -> fused.Calls:
         """Runs the program into `outputs`; fresh memory holds `fill`, by default NaN."""
         with fused.provided(self.rule, self.provider, self.example.seed) as calls, fences.poisoned(self.unfused, fill):
             self.outputs = fused.run(program)
@@ -147,11 +146,6 @@ class Trial:
             if not any(called == op for called, _ in calls):
                 return Difference("not called", f"rewriter::{op} stands in the graph and was not called")
         return None
-
-    def unsupported(self, calls: Counter[tuple[str, str]]) -> bool:
-        return self.provider != REFERENCE and any(
-            calls[op, REFERENCE] for op in fused.ops_of(self.rule) if self.provider in OPS[op].providers
-        )
 
     def memory(self, expected: list[torch.Tensor], program: fused.Fused) -> Difference | None:
         """What the program did to memory that is not its own."""

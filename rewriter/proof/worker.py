@@ -169,17 +169,18 @@ class _Worker:
         self._watch(parsed)
         outcome = run_example(self.rules[rule], parsed, device=self.device, provider=provider)
         failure = outcome if isinstance(outcome, Failure) else None
-        ran = isinstance(outcome, Failure) or outcome.supported
+        refusal = None if isinstance(outcome, Failure) else outcome.refusal
         proof = Proof(
             rule=rule,
             dtype=parsed.dtype,
             device=self.device,
             provider=provider,
-            examples=int(ran),
-            unsupported=int(not ran),
+            examples=int(refusal is None),
+            unsupported=int(refusal is not None),
             worst=math.inf if isinstance(outcome, Failure) else outcome.share,
             ratio=math.inf if isinstance(outcome, Failure) else outcome.ratio,
             failure=failure,
+            refusal=refusal,
         )
         return proof_document(proof)
 

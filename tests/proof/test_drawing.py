@@ -12,6 +12,7 @@ import torch
 from rewriter.language import load_rules
 from rewriter.language.conditions import LAYOUTS, VALUE_CLASSES
 from rewriter.proof.drawing import Repeated, drawn, empty, simpler
+from rewriter.proof.fences import refence, storage_of
 from rewriter.proof.layouts import FENCE, placed
 from rewriter.proof.outcome import Example
 from rewriter.proof.sample import ImpossibleSample, Sample, draw, dtypes_of, layouts_of
@@ -172,18 +173,23 @@ def test_what_is_refused_is_drawn_anew() -> None:
 
 
 def test_plain_examples_are_what_kernels_for_vectors_take() -> None:
-    usual = {
-        "conv-act": "channels_last",
-        "linear-geglu": "contiguous",
-        "attention-tokens": "contiguous",
-        "attention": "contiguous",
-        "rope": "contiguous",
+    usual: dict[str, dict[str, str]] = {
+        "conv-act": {"x": "channels_last", "weight": "channels_last"},
+        # Pixels have four dimensions as well.
+        "linear-channels-add": {"x": "contiguous", "residual": "channels_last"},
+        "linear-geglu": {"x": "contiguous"},
+        "attention-tokens": {"q": "contiguous", "mask": "contiguous"},
+        "attention": {"q": "contiguous"},
+        "rope": {"x": "contiguous"},
     }
-    for name, layout in usual.items():
+    for name, layouts in usual.items():
         rule = RULES[name]
         chooser = random.Random(0)
         found = [drawn(rule, "f16", chooser, number, most=2**12, plain=True) for number in range(60)]
-        assert {each.layout for each in found} == {layout}
+        for each in found:
+            sample = draw(rule, seed=each.seed, dtype="f16", layout=each.layout, dims=dict(each.dims or ()))
+            for operand, layout in layouts.items():
+                assert sample.layouts.get((operand, 0), layout) == layout
         assert {each.values for each in found} == set(VALUE_CLASSES)
         for symbol, given in rule.dims.items():
             extents = {dict(each.dims or ())[symbol] for each in found}
@@ -191,3 +197,17 @@ def test_plain_examples_are_what_kernels_for_vectors_take() -> None:
             vectors = [extent for extent in every if extent % 8 == 0 < extent]
             assert extents <= set(vectors if vectors and not given.choices else every)
             assert len(extents) > 1 or len(vectors) == 1
+
+
+def test_operands_in_eight_bits_are_drawn_and_fenced_in() -> None:
+    rule = load_rules("fp8")["fp8-quantised-linear-add"]
+    for number in range(24):
+        example = drawn(rule, "f16", random.Random(number), number)
+        operands = draw(rule, seed=number, dtype="f16", values=example.values, dims=dict(example.dims or ())).operands
+        q = operands["q"]
+        assert q.dtype == torch.float8_e4m3fn
+        assert not q.float().isnan().any()
+        before = q.clone()
+        refence([q], 0.5)
+        assert torch.equal(q.view(torch.uint8), before.view(torch.uint8))
+        assert storage_of(q)[0].item() == 0.5

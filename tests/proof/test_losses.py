@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rewriter.capture.compare import LOSSY_LIMITS
 from rewriter.errors import RuleError
 from rewriter.language import Rule, load_rules
 from rewriter.language.conditions import LOSSES
 from rewriter.language.rule import RuleSet
-from rewriter.proof.check import prove
+from rewriter.ops.registry import OPS, provide
+from rewriter.proof.check import Result, prove, run_example
 from rewriter.proof.losses import coarsened
+from rewriter.proof.outcome import Example, Failure
 
 KINDS = {"f8e4m3": 2.0**-4, "i8": 1 / 254}
 
@@ -41,6 +46,69 @@ def test_a_norms_numbers_have_one_scale_for_the_largest_that_it_may_give() -> No
     off = (coarsened(x, "f8e4m3_norm", torch.Generator().manual_seed(0)) - x).abs()
     everywhere = 2.0**-17 * 2.0 * math.sqrt(8 * 4 * 4)
     torch.testing.assert_close(off, x.abs() * 2.0**-4 + everywhere)
+
+
+def cut_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """codes @ weight.T as the tensor cores of Hopper have it: of 32 products and the sum before them, what lies more
+    than 13 bits below the leading one of the largest is cut off."""
+    left, right = codes.double(), weight.double()
+    total = torch.zeros(*left.shape[:-1], right.shape[0], dtype=torch.float64)
+    for start in range(0, left.shape[-1], 32):
+        products = left[..., None, start : start + 32] * right[:, start : start + 32]
+        terms = torch.cat([products, total[..., None]], -1)
+        _, exponents = torch.frexp(terms.abs().amax(-1, keepdim=True))
+        unit = torch.ldexp(torch.ones_like(total[..., None]), exponents - 14)
+        total = (torch.trunc(terms / unit) * unit).sum(-1)
+    return total
+
+
+@pytest.fixture
+def cut_sums() -> Iterator[None]:
+    """Providers of two products in eight bits, named "cut"."""
+
+    def add(
+        q: torch.Tensor, t: torch.Tensor, w: torch.Tensor, s: torch.Tensor, b: torch.Tensor, r: torch.Tensor
+    ) -> Any:
+        return (cut_product(q, w) * t * s.view(-1) + b + r).to(b.dtype)
+
+    def geglu(q: torch.Tensor, t: torch.Tensor, w: torch.Tensor, s: torch.Tensor, b: torch.Tensor) -> Any:
+        hidden, gate = (cut_product(q, w) * t * s.view(-1) + b).chunk(2, -1)
+        return (hidden * F.gelu(gate)).to(b.dtype)
+
+    ops = {"quantised_linear_add": add, "quantised_linear_geglu": geglu}
+    for name, fn in ops.items():
+        provide(name, "cut", fn, lambda *_: None)
+    yield
+    for name in ops:
+        OPS[name].providers.pop("cut")
+
+
+@pytest.mark.parametrize(
+    ("name", "example", "error"),
+    [
+        ("geglu", "f16,large_magnitude,contiguous,choice=0,seed=60120,B=3,S=8,K=32,N=16", "3.23e-02"),
+        ("geglu", "f16,large_magnitude,contiguous,choice=0,seed=49756,B=1,S=64,K=128,N=88", "1.71e-02"),
+        ("add", "f16,large_mean,contiguous,choice=0,seed=8381,B=1,S=64,K=304,N=312", "3.72e-02"),
+    ],
+    ids=["one step", "four steps", "ten steps"],
+)
+@pytest.mark.usefixtures("cut_sums")
+def test_sums_in_fixed_point_are_what_a_gpu_had(name: str, example: str, error: str) -> None:
+    """These errors are those that the proofs of two rules found on an H200, where sums were taken for exact ones."""
+    rule = load_rules("fp8")[f"fp8-quantised-linear-{name}"]
+    strict = run_example(dataclasses.replace(rule, loses={}), Example.parse(example), provider="cut")
+    assert isinstance(strict, Failure)
+    assert strict.message.startswith(f"output y: largest error {error}, allowed ")
+    assert isinstance(run_example(rule, Example.parse(example), provider="cut"), Result)
+
+
+@pytest.mark.usefixtures("cut_sums")
+@pytest.mark.parametrize("name", ["geglu", "add"])
+def test_sums_in_fixed_point_are_allowed_where_that_is_stated(name: str) -> None:
+    rule = load_rules("fp8")[f"fp8-quantised-linear-{name}"]
+    proof = prove(rule, dtype="f16", provider="cut")
+    assert (proof.failure, proof.examples) == (None, 50)
+    assert 0.01 < proof.worst < 0.5
 
 
 def test_every_loss_has_a_bound_at_run_time() -> None:

@@ -108,6 +108,13 @@ def test_summary(made: Made) -> None:
 def test_a_provider_that_refuses_everything(made: Made) -> None:
     import dataclasses
 
-    refused = dataclasses.replace(made.proof(), examples=0, unsupported=50, worst=0.0)
-    text = markdown(made.results(refused))
+    refused = dataclasses.replace(made.proof(), examples=0, unsupported=50, worst=0.0, refusal="only <8> rows")
+    again = dataclasses.replace(refused, dtype="f32")
+    other = dataclasses.replace(made.proof("b-rule"), refusal="few rows")
+    results = made.results(refused, again, other)
+    text = markdown(results)
     assert "refused" in text
+    assert "## Never taken\n\n- torch: only <8> rows: a-rule (f16 f32)\n\n" in text
+    assert "few rows" not in text
+    assert "only &lt;8&gt; rows: a-rule (f16 f32)</li>" in page(results)
+    assert "50 examples, 2 refused, mostly: few rows" in page(results)
