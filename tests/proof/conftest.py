@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from rewriter.language import Rule, load_rules
+from rewriter.ops.registry import OPS, Op, define, provide
+from rewriter.proof.check import prove
 from rewriter.proof.outcome import Example, Failure, Proof
 from rewriter.proof.results import Basis, Ceilings, Fused, Machine, Results, Score, Spread, Timed
 
@@ -53,6 +61,24 @@ rules:
     inputs:
       x: {shape: [N, C]}
     dims: {N: 1..3, C: 1..40}
+"""
+HALVING = """\
+format: 1
+pack: test
+summary: One rule.
+rules:
+  - id: under-test
+    summary: The rule under test
+    match: |
+      {match}
+    where:
+      x: {{dtype: [f16, bf16, f32]}}
+    ignore:{ignore}
+    replace: |
+      {replace}
+    inputs:
+      x: {{shape: [N, C]{inputs}}}{more}
+    dims: {{N: 1..5, C: {extents}}}
 """
 PLANTED = """\
 import ctypes, os, signal, time
@@ -178,3 +204,68 @@ def results(*proofs: Proof, **changes: object) -> Results:
         "notes": ("the cuda providers are missing",),
     }
     return Results(**{**found, **changes})  # type: ignore[arg-type]
+
+
+@functools.cache
+def _halving_ops() -> list[Op]:
+    """Defined once: torch keeps what it knows of them."""
+    linear = "proof_linear(Tensor x, Tensor weight, Tensor bias) -> Tensor"
+    return [
+        define("proof_halved(Tensor x) -> Tensor", lambda x: (x * 0.5).contiguous()),
+        define(linear, lambda x, weight, _: F.linear(x, weight)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def _halving() -> Iterator[None]:
+    """Two ops for a file; other files look at every op in the table."""
+    ops = _halving_ops()
+    OPS.update({op.name: op for op in ops})
+    yield
+    for op in ops:
+        del OPS[op.name]
+
+
+@pytest.fixture
+def make_rule(tmp_path: pathlib.Path, _halving: None) -> Callable[..., Rule]:
+    """Makes the rule that halves its operand, or another one."""
+
+    def make(
+        match: str = "y = aten::mul(x, 0.5)",
+        replace: str = "y = rewriter::proof_halved(x)",
+        inputs: str = "",
+        extents: str = "1..40",
+        more: Mapping[str, Mapping[str, str]] = {},
+    ) -> Rule:
+        """inputs: what else is said of x; more: lines of the sections `ignore` and `inputs`, by name."""
+        path = tmp_path / "rules.yaml"
+        indented = [text.replace("; ", "\n      ") for text in (match, replace)]
+        sections = {
+            name: "".join(f"\n      {key}: {value}" for key, value in more.get(name, {}).items())
+            for name in ("ignore", "inputs")
+        }
+        text = HALVING.format(
+            match=indented[0],
+            replace=indented[1],
+            ignore=sections["ignore"] or " {}",
+            inputs=inputs,
+            more=sections["inputs"],
+            extents=extents,
+        )
+        path.write_text(text, encoding="utf-8")
+        return load_rules(path)["under-test"]
+
+    return make
+
+
+@pytest.fixture
+def proved(make_rule: Callable[..., Rule]) -> Iterator[Callable[..., Proof]]:
+    """proved(kernel, dtype) is the proof of the halving rule with that kernel as the op's only other provider."""
+
+    def run(kernel: Callable[[torch.Tensor], torch.Tensor], dtype: str = "f32", **options: Any) -> Proof:
+        OPS["proof_halved"].providers.pop("planted", None)
+        provide("proof_halved", "planted", kernel, lambda *_: None)
+        return prove(make_rule(), dtype=dtype, provider="planted", **options)
+
+    yield run
+    OPS["proof_halved"].providers.pop("planted", None)
