@@ -7,9 +7,12 @@ Everything else is the library's own source: kernels, what launches them, descri
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import pathlib
+import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,6 +27,8 @@ KERNELS = ("attention", "convolution", "gated", "norms", "quantised", "rows")
 _MORE = {"convolution": ("quantised_convolution.cu",)}
 # As machine.h explains them.
 PACES = ("early", "late", "apart", "random")
+# One for this process, as long as it lives.
+_OBJECTS = tempfile.TemporaryDirectory(prefix="rewriter-emulator-")
 _FLAGS = (
     "-std=c++20",
     "-O1",
@@ -77,9 +82,7 @@ def build(
     library = folder / f"{name}.so"
     torch_folder = pathlib.Path(torch.__file__).parent
     includes = ["-isystem", str(torch_folder / "include"), "-isystem", str(headers())]
-    objects = [str(sources / f"{file}.o") for file in (*files, "machine.cpp", "driver.cpp")]
-    for target in objects:
-        _run(["g++", *_FLAGS, *includes, "-x", "c++", "-c", target.removesuffix(".o"), "-o", target])
+    objects = [str(_object(sources / file, includes)) for file in (*files, "machine.cpp", "driver.cpp")]
     # Calls of CUDA and torch that the emulator answers must find its own.
     links = ["-Wl,-Bsymbolic", "-Wl,--no-as-needed", "-L", str(torch_folder / "lib"), "-ltorch", "-ltorch_cpu", "-lc10"]
     _run(["g++", "-shared", *objects, "-o", str(library), *links])
@@ -97,6 +100,19 @@ class Chip:
     def set(self, *, seed: int = 0, pace: str = "early", clusters: int = 2) -> None:
         """pace: one of PACES, when copies and products are done. clusters: that run at once."""
         self._library.emulate(seed, PACES.index(pace), clusters)
+
+
+def _object(source: pathlib.Path, includes: Sequence[str]) -> pathlib.Path:
+    """The source compiled, or what was compiled of the same text before: most of a chip is like the one before it."""
+    read, digest = [source], hashlib.sha256()
+    for path in read:
+        digest.update(path.read_bytes())
+        included = [source.parent / name for name in re.findall(r'#include "(.*?)"', path.read_text())]
+        read += [path for path in included if path.exists() and path not in read]
+    target = pathlib.Path(_OBJECTS.name) / f"{digest.hexdigest()}.o"
+    if not target.exists():
+        _run(["g++", *_FLAGS, *includes, "-x", "c++", "-c", str(source), "-o", str(target)])
+    return target
 
 
 def _run(command: Sequence[str]) -> None:

@@ -126,7 +126,8 @@ def _kept(tmp_path: pathlib.Path) -> list[str]:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 def test_every_source_compiles(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    path = build.build(["80", "90a", "100"], tmp_path)
+    # For sm_90a each of them is compiled where the assembler's words are read (tests/csrc/test_compiled.py).
+    path = build.build(["80", "100"], tmp_path)
     registered = path.read_bytes()
     assert path.stat().st_size > 50_000
     for source in build.sources():

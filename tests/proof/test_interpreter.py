@@ -74,3 +74,32 @@ def test_a_sum_has_every_number_once(shape: tuple[int, ...]) -> None:
     x = numpy.arange(numpy.prod(shape), dtype=numpy.float32).reshape(shape)
     for axis in range(len(shape)):
         numpy.testing.assert_array_equal(interpreter.tree_sum(x, axis), x.sum(axis))
+
+
+@triton.jit
+def _twice(x):  # type: ignore[no-untyped-def]
+    return x + x
+
+
+@triton.jit
+def _fourfold(x, y, count: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, count)
+    tl.store(y + at, _twice(_twice(tl.load(x + at))))
+
+
+def test_the_language_is_exchanged_once_for_a_kernel_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter looks through all of it for each function that a kernel calls."""
+    from triton.runtime import interpreter as found
+
+    looked: list[object] = []
+    patch = found._patch_lang
+    monkeypatch.setattr(found, "_patch_lang", lambda function: (looked.append(function), patch(function))[1])
+    x, y = torch.arange(8.0), torch.zeros(8)
+    with interpreter.patched_once():
+        for _ in range(2):
+            _fourfold[(4,)](x, y, count=8)
+    assert torch.equal(y, 4 * x)
+    # Once for each launch.
+    assert len(looked) == 2
+    assert tl.core.is_builtin(tl.arange)
+    assert tl.core.is_builtin(tl.tensor.__add__)

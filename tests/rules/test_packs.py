@@ -23,6 +23,8 @@ from rewriter.proof.sample import draw
 PACKS = sorted({path.parent.name for path in pathlib.Path(rewriter.rules.__path__[0]).glob("*/*.yaml")})
 RULES = [rule for pack in PACKS for rule in load_rules(pack)]
 EXAMPLES, THOROUGH = 50, 1000
+# In dtypes after a rule's first, whose references are the same code: four for each class of values.
+FURTHER = 4 * len(VALUE_CLASSES)
 # Of a kernel in Triton's interpreter, which takes milliseconds for each block of it: one for each class of values.
 INTERPRETED, THOROUGH_INTERPRETED = len(VALUE_CLASSES), 100
 
@@ -42,7 +44,8 @@ def by_id(value: object) -> str | None:
 def test_proof(rule: Rule, dtype: str, provider: str, request: pytest.FixtureRequest) -> None:
     thorough = request.config.getoption("--thorough", default=False)
     direct = provider in (REFERENCE, GRAPH)
-    wanted = (THOROUGH if thorough else EXAMPLES) if direct else (THOROUGH_INTERPRETED if thorough else INTERPRETED)
+    few = EXAMPLES if dtype == dtypes_of(rule)[0] else FURTHER
+    wanted = (THOROUGH if thorough else few) if direct else (THOROUGH_INTERPRETED if thorough else INTERPRETED)
     proof = prove(rule, dtype=dtype, provider=provider, examples=wanted)
     assert proof.failure is None, f"{proof.failure.kind}: {proof.failure.message}\n{proof.failure.example}"
     if direct:
