@@ -16,7 +16,8 @@ DEVICES = ("cpu", "cuda")
 LAYOUTS = ("contiguous", "channels_last", "sliced", "offset", "expanded", "permuted")
 VALUE_CLASSES = ("normal", "large_mean", "large_magnitude", "subnormal", "constant", "nan_inf")
 PHASES = ("canonicalise", "layout", "merge", "fuse", "lower", "quantise")
-# What a replacement may keep of an operand: rows in eight bits with a scale each, or its products summed in f16.
+# What a replacement may keep of an operand: rows in eight bits with a scale each, or its products summed in f16 or in
+# fixed point.
 LOSSES = ("f8e4m3", "f8e4m3_norm", "f8e4m3_sums", "i8", "f16_sums")
 SAVINGS = ("time", "memory")
 

@@ -34,8 +34,8 @@ def drawn(
     """The example of a number. `most`: elements of an operand.
 
     `plain`: multiples of 8 for extents, where their ranges have any, and memory as networks have it: some kernels take
-    nothing else, and would hardly ever see it. `large`: where plain, of ranges that go 16
-    times as far: others take nothing less.
+    nothing else, and would hardly ever see it. `large`: where plain, of ranges that go 16 times as far: others take
+    nothing less.
     """
     dims = {name: _extent(given, chooser, plain, _LARGE if large else 1) for name, given in rule.dims.items()}
     if most is not None:

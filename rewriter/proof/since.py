@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from rewriter.proof.jobs import Job, Plan
 from rewriter.proof.outcome import Proof
-from rewriter.proof.results import Basis, Machine, Results, Score, Timed
+from rewriter.proof.results import FALLBACKS, Basis, Machine, Results, Score, Timed
 
 _About = TypeVar("_About", Proof, Score, Timed)
 
@@ -109,7 +109,8 @@ def merged(old: Results, new: Results) -> Results:
         new,
         date=new.date if new.proofs or new.scores or new.timings else old.date,
         rules=rules,
-        proofs=_ordered((*new.proofs, *proofs), order),
+        # A provider that was tried again does not come before the references, with which each rule begins.
+        proofs=_ordered(sorted((*new.proofs, *proofs), key=lambda proof: proof.provider not in FALLBACKS), order),
         scores=_ordered((*new.scores, *scores), order),
         timings=_ordered((*new.timings, *timings), order),
         ceilings=new.ceilings or old.ceilings,

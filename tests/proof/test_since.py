@@ -86,6 +86,12 @@ def test_what_was_not_done_or_cut_is_left(made: Made) -> None:
     assert len(remaining(plan("a", "b", "c"), old, 1000).proofs) == 2
 
 
+def test_the_references_come_first_whatever_was_tried_again(made: Made) -> None:
+    old = made.results(*(made.proof("a", provider=provider) for provider in ("torch", "cuda", "triton")))
+    both = merged(old, made.results(made.proof("a", provider="cuda")))
+    assert [proof.provider for proof in both.proofs] == ["torch", "cuda", "triton"]
+
+
 def test_both_together_are_whole_and_say_since_when(made: Made) -> None:
     old = made.results(made.proof("a"), made.proof("b"), made.proof("c"), timings=(made.timed("a"), made.timed("b")))
     day = "2026-02-02 00:00 UTC"
