@@ -54,7 +54,11 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Rule:
-    """One rewrite: pattern, conditions, replacement and how to test it. Immutable; made by `load_rules`."""
+    """One rewrite: pattern, conditions, replacement and how to test it. Immutable; made by `load_rules`.
+
+    `read`: the names that the pattern's statements read. `outputs`: the values that live on after the match, in the
+    pattern's order; the replacement defines each.
+    """
 
     id: str
     pack: str
@@ -82,6 +86,16 @@ class Rule:
     replace_text: str
     prepare_text: str
     digest: str
+    read: frozenset[str] = dataclasses.field(init=False)
+    outputs: tuple[str, ...] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        read = frozenset(var.name for step in self.match for var in read_variables(step.statement))
+        names = (name for step in self.match for name in step.targets)
+        object.__setattr__(self, "read", read)
+        object.__setattr__(
+            self, "outputs", tuple(name for name in names if name not in read or name in self.may_escape)
+        )
 
     def __repr__(self) -> str:
         return f"<Rule {self.id} ({self.position})>"
@@ -90,14 +104,6 @@ class Rule:
     def root(self) -> Step:
         """The last statement of the pattern: what the engine looks for first."""
         return self.match[-1]
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The values that live on after the match, in the pattern's order; the replacement defines each."""
-        read = {var.name for step in self.match for var in read_variables(step.statement)}
-        return tuple(
-            name for step in self.match for name in step.targets if name not in read or name in self.may_escape
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)

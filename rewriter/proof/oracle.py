@@ -13,7 +13,6 @@ import torch
 
 from rewriter.causes import described, memory_ran_out
 from rewriter.language.rule import Rule, Step
-from rewriter.language.syntax import read_variables
 from rewriter.ops import dispatch
 from rewriter.ops.registry import OPS, REFERENCE
 from rewriter.proof import inside
@@ -236,7 +235,6 @@ def _run(
     names = {
         name: _each(value, functools.partial(operand, loss=losses.get(name))) for name, value in module.operands.items()
     }
-    read = {var.name for step in module.rule.match for var in read_variables(step.statement)}
     for step in module.rule.match:
         with contextlib.nullcontext() if generator is None else _rounding_inside(plain, step, generator):
             run_step(step, names, module.choice, wide=_NAMES[wide])
@@ -249,7 +247,8 @@ def _run(
             before = plain.names[target]
             first = before[0] if isinstance(before, list) else before
             if isinstance(first, torch.Tensor) and first.dtype in ROUNDOFF and not _is_view(first, module):
-                rounded = functools.partial(_rounded, dtype=first.dtype, read=target in read, generator=generator)
+                read = target in module.rule.read
+                rounded = functools.partial(_rounded, dtype=first.dtype, read=read, generator=generator)
                 names[target] = _each(names[target], rounded)
     return names
 

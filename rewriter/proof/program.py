@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -126,24 +127,32 @@ def _starred(call: Call) -> list[Var]:
 
 
 def _call(call: Call, names: dict[str, Any], position: int | None, wide: str | None) -> Any:
-    namespace, name = call.op.split("::")
+    op, by_keyword = _resolved(call.op, call.names)
+    positional, keywords = [], {}
+    for name, operand in zip(call.names, call.operands, strict=True):
+        value = _value(operand, names, position)
+        if wide is not None and name == "dtype" and value in _FLOATING:
+            # Every op of torch that takes a dtype calls it so, and takes its number.
+            value = DTYPE_CODES[wide]
+        if name in by_keyword:
+            keywords[name] = value
+        else:
+            positional.append(value)
+    return op(*positional, **keywords)
+
+
+@functools.cache
+def _resolved(called: str, names: tuple[str, ...]) -> tuple[Any, frozenset[str]]:
+    """An op and which of its arguments are given by their names. Schemas are slow to read."""
+    namespace, name = called.split("::")
     op = getattr(getattr(torch.ops, namespace), name)
-    positional = [_value(operand, names, position) for operand in call.operands]
     # Overloads with the same argument names differ in types only, which torch resolves from the values.
     arguments = next(
         overload._schema.arguments
         for overload in (getattr(op, each) for each in op.overloads())
-        if tuple(argument.name for argument in overload._schema.arguments) == call.names
+        if tuple(argument.name for argument in overload._schema.arguments) == names
     )
-    given = list(zip(arguments, positional, strict=True))
-    if wide is not None:
-        # Every op of torch that takes a dtype calls it so, and takes its number.
-        given = [
-            (argument, DTYPE_CODES[wide] if argument.name == "dtype" and value in _FLOATING else value)
-            for argument, value in given
-        ]
-    keywords = {argument.name: value for argument, value in given if argument.kwarg_only}
-    return op(*(value for argument, value in given if not argument.kwarg_only), **keywords)
+    return op, frozenset(argument.name for argument in arguments if argument.kwarg_only)
 
 
 def _value(operand: Operand, names: dict[str, Any], position: int | None) -> Any:

@@ -21,7 +21,7 @@ from rewriter.runtime.networks import component_of
 # Relative L2. Half precision is what a rounding of each layer makes of it.
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 1e-1}
 # With --thorough, and without, for each way to run a graph; and how many a planted fault may take to be found.
-THOROUGH, SEQUENCES, PLANTED = 100, 12, 24
+THOROUGH, SEQUENCES, PLANTED = 100, 8, 24
 LENGTH = 10
 GRADIENTS = {"as is": contextlib.nullcontext, "inference": torch.inference_mode, "on": torch.enable_grad}
 

@@ -23,8 +23,8 @@ from rewriter.proof.sample import draw
 PACKS = sorted({path.parent.name for path in pathlib.Path(rewriter.rules.__path__[0]).glob("*/*.yaml")})
 RULES = [rule for pack in PACKS for rule in load_rules(pack)]
 EXAMPLES, THOROUGH = 50, 1000
-# In dtypes after a rule's first, whose references are the same code: four for each class of values.
-FURTHER = 4 * len(VALUE_CLASSES)
+# In dtypes after a rule's first, whose references are the same code: three for each class of values.
+FURTHER = 3 * len(VALUE_CLASSES)
 # Of a kernel in Triton's interpreter, which takes milliseconds for each block of it: one for each class of values.
 INTERPRETED, THOROUGH_INTERPRETED = len(VALUE_CLASSES), 100
 
