@@ -12,6 +12,8 @@ _F16 = 2.0**-11
 # What the tensor cores of Hopper leave of products in eight bits, relative to the largest of the 32 that they add at a
 # time and of the sum so far: they add in fixed point. As measured on an H200: a sum of 32 was off by 2**-13 exactly.
 _CUT, _CUT_AT_ONCE = 2.0**-13, 32
+# How many times a product the sum so far is taken to be, which is what the cut is relative to.
+_SUM = 4
 
 
 def coarsened(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
@@ -28,7 +30,7 @@ def coarsened(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.T
     if kind == "f16_sums":
         relative, absolute = x.shape[-1] * _F16, 0.0
     elif kind == "f8e4m3_sums":
-        relative, absolute = 0.0, (1 + x.shape[-1] / _CUT_AT_ONCE) * _CUT
+        relative, absolute = 0.0, (1 + x.shape[-1] / _CUT_AT_ONCE) * _SUM * _CUT
     else:
         relative, absolute = _STEPS[kind]
     # A hash of a number's bits by an odd factor decides.
