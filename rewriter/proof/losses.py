@@ -12,7 +12,8 @@ _F16 = 2.0**-11
 # What the tensor cores of Hopper leave of products in eight bits, relative to the largest of the 32 that they add at a
 # time and of the sum so far: they add in fixed point. As measured on an H200: a sum of 32 was off by 2**-13 exactly.
 _CUT, _CUT_AT_ONCE = 2.0**-13, 32
-# How many times a product the sum so far is taken to be, which is what the cut is relative to.
+# The sum so far may be larger than any product. With 1 here, 3 of 2,370 large examples of such sums (K up to 640) were
+# refuted, by up to three times what was allowed; with 4 none of 937, at no more than 0.28 of it.
 _SUM = 4
 
 

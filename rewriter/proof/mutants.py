@@ -43,10 +43,11 @@ def _is_told(mutant: Mutant) -> bool:
     return mutant.family == "op" and any(step.statement.choice is not None for step in mutant.entry.match)
 
 
-def _bound(rule: Rule) -> set[str]:
+def _bound(rule: Rule) -> frozenset[str]:
     """Every name of the pattern."""
-    names = {var.name for step in rule.match for var in read_variables(step.statement)}
-    return names | {name for step in rule.match for name in (*step.targets, step.statement.choice) if name is not None}
+    return rule.read | {
+        name for step in rule.match for name in (*step.targets, step.statement.choice) if name is not None
+    }
 
 
 def _loads(rule: Rule) -> bool:

@@ -215,7 +215,7 @@ def _numbers(
 
 def _without_inf(numbers: torch.Tensor) -> torch.Tensor:
     """For weights and the like: an infinite one makes NaN or Inf as the order of operations has it."""
-    # No format of eight bits with NaN alone, as f8e4m3 is, has infinities that torch could look for.
+    # f8e4m3 has NaN but no infinities, and torch does not look for them.
     infinite = numbers.is_floating_point() and numbers.dtype != torch.float8_e4m3fn
     return torch.where(numbers.isinf(), math.nan, numbers) if infinite else numbers
 

@@ -48,16 +48,16 @@ def test_a_norms_numbers_have_one_scale_for_the_largest_that_it_may_give() -> No
     torch.testing.assert_close(off, x.abs() * 2.0**-4 + everywhere)
 
 
-def cut_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def cut_product(codes: torch.Tensor, weight: torch.Tensor, bits: int = 13) -> torch.Tensor:
     """codes @ weight.T as the tensor cores of Hopper have it: of 32 products and the sum before them, what lies more
-    than 13 bits below the leading one of the largest is cut off."""
+    than so many bits below the leading one of the largest is cut off."""
     left, right = codes.double(), weight.double()
     total = torch.zeros(*left.shape[:-1], right.shape[0], dtype=torch.float64)
     for start in range(0, left.shape[-1], 32):
         products = left[..., None, start : start + 32] * right[:, start : start + 32]
         terms = torch.cat([products, total[..., None]], -1)
         _, exponents = torch.frexp(terms.abs().amax(-1, keepdim=True))
-        unit = torch.ldexp(torch.ones_like(total[..., None]), exponents - 14)
+        unit = torch.ldexp(torch.ones_like(total[..., None]), exponents - 1 - bits)
         total = (torch.trunc(terms / unit) * unit).sum(-1)
     return total
 
@@ -109,6 +109,22 @@ def test_sums_in_fixed_point_are_allowed_where_that_is_stated(name: str) -> None
     proof = prove(rule, dtype="f16", provider="cut")
     assert (proof.failure, proof.examples) == (None, 50)
     assert 0.01 < proof.worst < 0.5
+
+
+def test_sums_of_half_as_many_bits_are_refuted() -> None:
+    rule = load_rules("fp8")["fp8-quantised-linear-add"]
+    provide(
+        "quantised_linear_add",
+        "coarse",
+        lambda q, t, w, s, b, r: (cut_product(q, w, 6) * t * s.view(-1) + b + r).to(b.dtype),
+        lambda *_: None,
+    )
+    try:
+        failure = prove(rule, dtype="f16", provider="coarse").failure
+    finally:
+        OPS["quantised_linear_add"].providers.pop("coarse")
+    assert failure is not None
+    assert failure.kind == "wrong result"
 
 
 def test_every_loss_has_a_bound_at_run_time() -> None:
