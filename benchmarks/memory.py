@@ -1,15 +1,17 @@
-"""How much GPU memory a step needs once it is ready, eagerly and with rule packs, and how much stays for its weights.
+"""How much GPU memory a step needs at first and once it is ready, eagerly and with rule packs, and what its weights do.
 
     python benchmarks/memory.py sdxl --packs default int8
     python benchmarks/memory.py flux-dev --packs default fp8
 
-Each mode in turn in one process, on the same weights: peak is the most that is allocated during ten further calls,
-resident what is allocated between them; both in MiB, and relative L2 error against eager's result.
+Each mode in turn in one process, on the same weights, in MiB: first is the most that is allocated until it is ready,
+peak the most during ten further calls, resident what is allocated between them. Errors are relative L2 errors against
+eager's result.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import pathlib
 import sys
@@ -28,11 +30,23 @@ _WARM, _MEASURED = 5, 10
 _MIB = 2**20
 
 
-def measured(call: Callable[[], torch.Tensor]) -> tuple[float, float, float, torch.Tensor]:
-    """Peak and resident MiB, median-like milliseconds of a call, and its result."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Needs:
+    """MiB until ready, at most in a call from then on, and between calls; milliseconds of a call; what it gives."""
+
+    first: float
+    peak: float
+    resident: float
+    milliseconds: float
+    result: torch.Tensor
+
+
+def measured(call: Callable[[], torch.Tensor]) -> Needs:
+    torch.cuda.reset_peak_memory_stats()
     for _ in range(_WARM):
         result = call()
     torch.cuda.synchronize()
+    first = torch.cuda.max_memory_allocated()
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -41,7 +55,8 @@ def measured(call: Callable[[], torch.Tensor]) -> tuple[float, float, float, tor
         result = call()
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - begin) / _MEASURED
-    return torch.cuda.max_memory_allocated() / _MIB, torch.cuda.memory_allocated() / _MIB, 1e3 * seconds, result
+    peak, resident = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
+    return Needs(first / _MIB, peak / _MIB, resident / _MIB, 1e3 * seconds, result)
 
 
 def main() -> int:
@@ -68,11 +83,12 @@ def main() -> int:
     gc.collect()
     torch.cuda.empty_cache()
     rows.append(("restored", measured(call)))
-    exact = eager[3].double()
-    print(f"{'':24} {'peak':>9} {'resident':>9} {'ms':>8} error")
-    for name, (peak, resident, milliseconds, result) in rows:
-        error = float((result.double() - exact).norm() / exact.norm())
-        print(f"{name:24} {peak:9.0f} {resident:9.0f} {milliseconds:8.2f} {error:.1e}")
+    exact = eager.result.double()
+    print(f"{'':24} {'first':>9} {'peak':>9} {'resident':>9} {'ms':>8} error")
+    for name, needs in rows:
+        error = float((needs.result.double() - exact).norm() / exact.norm())
+        sizes = f"{needs.first:9.0f} {needs.peak:9.0f} {needs.resident:9.0f}"
+        print(f"{name:24} {sizes} {needs.milliseconds:8.2f} {error:.1e}")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rewriter import torch_ir
 from rewriter.ops.low_precision import FORMATS, quantise_rows
 
 Option = int | tuple[int, ...]
@@ -167,6 +168,12 @@ PREPARE: dict[str, Callable[..., torch.Tensor]] = {
     "bias_for": bias_for,
     "largest": largest,
 }
+
+
+def unread(graph: torch_ir.Graph, count: int) -> frozenset[int]:
+    """Which of the last `count` inputs of the graph, weights and what recipes make of them, it does not read itself."""
+    inputs = list(graph.inputs())
+    return frozenset(index for index, value in enumerate(inputs[len(inputs) - count :]) if not value.uses())
 
 
 def run(prepared: Prepared, weights: Sequence[torch.Tensor]) -> torch.Tensor:

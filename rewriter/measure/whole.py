@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -16,8 +16,9 @@ from rewriter.graph.prepare import Prepared
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.timing import FAR_BEHIND, Timing, best_of, steady
 
-# What recipes make of a graph's weights, valid until they are asked for with other recipes.
-Derive: TypeAlias = Callable[[Sequence[Prepared]], Sequence[torch.Tensor]]
+# What recipes make of a graph's weights, valid until they are asked for with other recipes; with the positions, of
+# weights and recipes after them, that the graph itself does not read.
+Derive: TypeAlias = Callable[[Sequence[Prepared], Collection[int]], Sequence[torch.Tensor]]
 _TURNS = 2
 # Times of whole graphs that are closer than this say nothing.
 _TOLD_APART = 0.99
@@ -36,7 +37,8 @@ class Inputs:
 
     def weights(self, candidate: Rewritten) -> list[torch.Tensor]:
         """The weights, and after them those that the candidate derives."""
-        return [*self._weights, *self._derive(candidate.prepared)]
+        unread = prepare.unread(candidate.graph, len(self._weights) + len(candidate.prepared))
+        return [*self._weights, *self._derive(candidate.prepared, unread)]
 
     def given(self, candidate: Rewritten) -> list[torch.Tensor]:
         """All inputs of the candidate's graph."""
@@ -47,7 +49,7 @@ class Inputs:
         given, function = self.given(candidate), torch_ir.function_from_graph(candidate.graph)
         return lambda: function(*given)
 
-    def _computed(self, recipes: Sequence[Prepared]) -> list[torch.Tensor]:
+    def _computed(self, recipes: Sequence[Prepared], _: Collection[int]) -> list[torch.Tensor]:
         known = list(self._weights)
         for recipe in recipes:
             known.append(prepare.run(recipe, known))

@@ -36,16 +36,21 @@ class Arrangement:
         if kind is not None:
             self.release()
 
-    def derive(self, recipes: Sequence[Prepared]) -> list[torch.Tensor]:
+    def derive(self, recipes: Sequence[Prepared], unread: Collection[int] = ()) -> list[torch.Tensor]:
         """What the recipes make of the weights. What an earlier call has given must not be used any more."""
-        return self.settle(recipes).refresh(self._weights)
+        return self.settle(recipes, unread).refresh(self._weights)
 
-    def settle(self, recipes: Sequence[Prepared]) -> PreparedWeights:
-        """Moves the weights into what the recipes make of them, and all others back to a memory of their own."""
+    def settle(self, recipes: Sequence[Prepared], unread: Collection[int] = ()) -> PreparedWeights:
+        """Moves the weights into what the recipes make of them, and all others back to a memory of their own.
+
+        `unread`: the positions, of weights and recipes after them, that only recipes read.
+        """
         # What stays is held meanwhile; the rest goes first, so that there is room.
         held = self._store.known(recipes, self._names)
         self.release()
-        made = PreparedWeights(recipes, self._names, self._weights, self._store, untouched=self._untouched)
+        made = PreparedWeights(
+            recipes, self._names, self._weights, self._store, untouched=self._untouched, unread=unread
+        )
         del held
         self._present = made
         return made

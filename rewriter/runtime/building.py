@@ -131,7 +131,7 @@ def _build(
             with _timed(seconds, "measure" if options.measure else "rewrite", name):
                 arguments = [*clones(activations), *weights]
                 done = _rewrite(recording, rules, target, options, arguments, arrangement.derive)
-        prepared = arrangement.settle(done.prepared)
+        prepared = arrangement.settle(done.prepared, _unread(done, len(weights)))
         trust = Trust(
             example.signature,
             example.live_numbers,
@@ -148,7 +148,6 @@ def _build(
                 numbers, rules = example.flat.numbers, options.rules
                 found = judge(program, rules, numbers, call.weights, example.before, example.expected)
             program.error = found.error
-        prepared.stow(weights, _unread(done, len(weights)))
     if verified and (traced or chosen):
         with _timed(seconds, "keep", name):
             if traced:
@@ -230,9 +229,9 @@ def _rewrite(
 
 
 def _unread(done: Applied, weights: int) -> frozenset[int]:
-    """The positions, among the weights and the recipes after them, of what the graph itself does not read."""
-    inputs = list(done.graph.inputs())[-weights - len(done.prepared) :]
-    return frozenset(index for index, value in enumerate(inputs) if not value.uses())
+    from rewriter.graph import prepare
+
+    return prepare.unread(done.graph, weights + len(done.prepared))
 
 
 def _begin_compiling() -> None:

@@ -80,7 +80,9 @@ class PreparedWeights:
 
     A recipe's sources are positions in the list of weights followed by the recipes before it. With `untouched`, the ids
     of weights that stay where they are, the module's other weights move into what is derived from them, as soon as it
-    is there and whenever they are set anew.
+    is there and whenever they are set anew. What rows in eight bits are made of waits in the host's memory instead,
+    where it is among `unread`: the positions that the graph itself does not read. It leaves as soon as all recipes have
+    read it, so that there need not be room for all weights and all rows.
     """
 
     def __init__(
@@ -91,15 +93,17 @@ class PreparedWeights:
         store: PreparedStore,
         *,
         untouched: Collection[int] | None = None,
+        unread: Collection[int] = (),
     ) -> None:
         self._recipes = tuple(recipes)
         self._lock = threading.Lock()
         self._cells = [store.get(key) for key in _keys(recipes, names)]
         self._adoptions, self._stowing = store.adoptions, store.stowing
-        self._unread: Collection[int] = ()
+        self._leaving = _leaving(recipes, unread)
         store.join(self)
         self._adopting = untouched is not None
         self._untouched = untouched or ()
+        self._weights = len(names)
         self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})
         self._made_of: list[frozenset[int]] = []
@@ -132,14 +136,6 @@ class PreparedWeights:
         made = zip(self._made_of, self._cells, strict=True)
         return frozenset().union(*(sources for sources, cell in made if not cell.shared))
 
-    def stow(self, weights: Sequence[torch.Tensor], unread: Collection[int]) -> None:
-        """From now on, what rows in eight bits are made of waits in the host's memory where it is among `unread`: the
-        positions of weights and recipes that the graph itself does not read."""
-        self._unread = unread
-        with self._lock, torch.inference_mode(False), torch.no_grad():
-            self._stow([*weights, *self._tensors()])
-            self._stamps = self._look(weights)
-
     def forget(self) -> None:
         """Ends the use of this: what nobody else needs is freed."""
         self._recipes, self._cells, self._made_of, self._probes = (), [], [], Probes(())
@@ -149,31 +145,27 @@ class PreparedWeights:
             return
         with self._lock, torch.inference_mode(False), torch.no_grad():
             known = list(weights)
-            for recipe, cell in zip(self._recipes, self._cells, strict=True):
+            for index, (recipe, cell) in enumerate(zip(self._recipes, self._cells, strict=True)):
                 self._renew(recipe, cell, known)
                 assert cell.tensor is not None
                 known.append(cell.tensor)
-            self._stow(known)
+                for position, rows in self._leaving.get(index, ()):
+                    self._stow(position, self._cells[rows], known)
             self._stamps = self._look(weights)
             self._probes = Probes([weights[source] for source in self._base] if self._state is None else ())
 
     def _tensors(self) -> list[torch.Tensor]:
         return [cell.tensor for cell in self._cells if cell.tensor is not None]
 
-    def _stow(self, known: Sequence[torch.Tensor]) -> None:
-        first = len(known) - len(self._cells)
-        for recipe, cell in zip(self._recipes, self._cells, strict=True):
-            if recipe.function not in STOWING or recipe.sources[0] not in self._unread:
-                continue
-            position = recipe.sources[0]
-            if position < first:
-                if id(known[position]) not in self._untouched:
-                    self._stowing.stow(cell, known[position])
-            else:
-                whole, made = self._cells[position - first], self._recipes[position - first]
-                assert whole.tensor is not None
-                sources = [known[source] for source in made.sources]
-                whole.tensor = self._stowing.stow_together(whole, sources, whole.tensor, made)
+    def _stow(self, position: int, rows: PreparedTensor, known: list[torch.Tensor]) -> None:
+        first = position - self._weights
+        if first < 0:
+            if id(known[position]) not in self._untouched:
+                self._stowing.stow(rows, known[position])
+            return
+        whole, made = self._cells[first], self._recipes[first]
+        sources = [known[source] for source in made.sources]
+        known[position] = whole.tensor = self._stowing.stow_together(whole, sources, known[position], made)
 
     def views(self) -> list[torch.Tensor]:
         """The views of weights that are held here."""
@@ -206,6 +198,17 @@ class PreparedWeights:
 
     def _look(self, weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
         return [(weights[source].data_ptr(), weights[source]._version) for source in self._base]
+
+
+def _leaving(recipes: Sequence[Prepared], unread: Collection[int]) -> dict[int, list[tuple[int, int]]]:
+    """By the recipe after which they leave: the positions of what waits elsewhere, and of the rows made of it."""
+    readers = {source: index for index, recipe in enumerate(recipes) for source in recipe.sources}
+    found: dict[int, list[tuple[int, int]]] = {}
+    for index, recipe in enumerate(recipes):
+        position = recipe.sources[0]
+        if recipe.function in STOWING and position in unread:
+            found.setdefault(readers[position], []).append((position, index))
+    return found
 
 
 def _keys(recipes: Sequence[Prepared], names: Sequence[str]) -> list[Any]:

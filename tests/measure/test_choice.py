@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ def spoiling(weights: Sequence[torch.Tensor]) -> Callable[[Sequence[Prepared]], 
     """Derives weights, and spoils what was given for other recipes before."""
     given: list[torch.Tensor] = []
 
-    def derive(recipes: Sequence[Prepared]) -> list[torch.Tensor]:
+    def derive(recipes: Sequence[Prepared], _: Collection[int]) -> list[torch.Tensor]:
         for tensor in given:
             tensor.fill_(torch.nan)
         known = [weight.detach().clone() for weight in weights]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import rewriter
+from rewriter.errors import VerificationError
+from rewriter.graph import prepare
+from rewriter.graph.prepare import Prepared
 from rewriter.language import RuleSet, load_rules
-from rewriter.runtime import stowing
+from rewriter.runtime import building, stowing
 
 STOWED: list[torch.Tensor] = []
 
@@ -76,6 +80,41 @@ def test_weights_wait_elsewhere_with_their_values(optimised: tuple[Attention, At
     for (name, one), other in zip(module.state_dict().items(), twin.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     assert 0 < apart(module, twin, x) < 0.02
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_each_weight_leaves_before_the_next_rows_are_made(monkeypatch: pytest.MonkeyPatch, measure: bool) -> None:
+    """A network whose weights just fit has no room for the rows of all of them beside these."""
+    made: list[int] = []
+    beside: list[int] = []
+    run = prepare.run
+
+    def noted(recipe: Prepared, known: Sequence[torch.Tensor]) -> torch.Tensor:
+        if recipe.function == "rows_i8":
+            made.append(id(recipe))
+            beside.append(len(set(made)) - len(STOWED))
+        return run(recipe, known)
+
+    monkeypatch.setattr(prepare, "run", noted)
+    module = Attention().eval().requires_grad_(False)
+    rewriter.optimize(module, rules=rules(), measure=measure, strict=True)
+    module(torch.randn(2, 8, 128))
+    assert len(STOWED) == 2
+    assert max(beside) == 1
+
+
+def test_a_capture_that_fails_brings_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise VerificationError("wrong")
+
+    monkeypatch.setattr(building, "judge", fail)
+    module = Attention().eval().requires_grad_(False)
+    twin, x = copy.deepcopy(module), torch.randn(2, 8, 128)
+    rewriter.optimize(module, rules=rules(), measure=False)
+    assert apart(module, twin, x) == 0
+    assert len(STOWED) == 2
+    places = {each.untyped_storage().data_ptr() for each in STOWED}
+    assert all(each.untyped_storage().data_ptr() not in places for each in module.parameters())
 
 
 def test_what_is_written_is_seen(optimised: tuple[Attention, Attention, torch.Tensor]) -> None:
