@@ -225,6 +225,29 @@ def test_whether_the_host_shows_in_the_time_of_a_call(
     assert replay.launched_in_time(lambda: None) == (in_time, total)
 
 
+def test_a_long_call_is_timed_behind_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that has rested is faster than in a loop: Stable Video Diffusion kept the slower one of two memory orders,
+    which was timed first."""
+    done: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            done.append("mark")
+
+        def synchronize(self) -> None:
+            done.append("wait")
+
+        def elapsed_time(self, _: Event) -> float:
+            return 300.0
+
+    monkeypatch.setattr(replay, "_events", lambda: (Event(), Event()))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
+    clock = iter([0.0, 0.1])
+    monkeypatch.setattr(replay.time, "perf_counter", lambda: next(clock))
+    assert replay.keeping_up(lambda: done.append("call")) == (True, 0.3)
+    assert done == ["call", "wait", "call", "mark", "call", "mark", "wait"]
+
+
 @pytest.fixture
 def at_another_size(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Says which provider of `double` won for 9 elements."""
