@@ -6,7 +6,9 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import threading
 
+from rewriter import children
 from rewriter.causes import described
 
 # Imported on first need: triton alone takes longer to import than all of `rewriter`. Where nothing is measured the
@@ -25,11 +27,19 @@ _FAILURES = (ImportError, OSError, RuntimeError)
 @functools.cache
 def begin() -> None:
     """Begins what takes `load` longest beside the caller. To be called once it is known that a GPU will be used."""
-    # Where there is a reason why not, `load` finds it again and says so.
-    with contextlib.suppress(*_FAILURES):
-        from rewriter.ops.cuda import build
 
-        build.begin(build.visible_architectures())
+    def build_yielding() -> None:
+        children.yields()
+        # Where there is a reason why not, `load` finds it again and says so.
+        with contextlib.suppress(*_FAILURES):
+            from rewriter.ops.cuda import build
+
+            build.begin(build.visible_architectures())
+
+    # The thread that builds, and the compilers that it starts, are as this one is.
+    thread = threading.Thread(target=build_yielding)
+    thread.start()
+    thread.join()
 
 
 @functools.cache

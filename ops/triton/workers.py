@@ -1,4 +1,5 @@
-"""Processes that compile kernels, kept for a minute after their last answer: each takes seconds to start."""
+"""Processes that compile kernels beside a caller, kept for a minute after their last answer: each takes seconds to
+start."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
+
+from rewriter import children
 
 _log = logging.getLogger("rewriter")
 _IDLE_SECONDS = 60
@@ -75,7 +78,7 @@ class Workers:
         return None
 
     def _new(self) -> Process:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self._command,
             text=True,
             env=self._environment,
@@ -83,6 +86,8 @@ class Workers:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
+        children.yields(process.pid)
+        return process
 
     def _end_later(self) -> None:
         with self._lock:

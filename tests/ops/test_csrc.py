@@ -29,6 +29,7 @@ esac
 echo $kind >> "$folder/calls"
 echo "$@" >> "$folder/options"
 cut -d " " -f 5 /proc/$$/stat >> "$folder/groups"
+cut -d " " -f 19 /proc/$$/stat >> "$folder/niceness"
 test -e "$folder/slow" && sleep 0.3
 while test -e "$folder/held"; do sleep 0.05; done
 echo done >> "$folder/calls"
@@ -321,6 +322,19 @@ def test_without_a_gpu_nothing_is_built(nvcc: _Nvcc) -> None:
     providers.begin()
     assert not nvcc.read("calls")
     assert providers.load()["cuda"] == "ImportError: no CUDA GPU is visible"
+
+
+def test_what_is_begun_yields_to_the_caller(nvcc: _Nvcc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing beside compilers took many times as long where all wanted the processor alike."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    monkeypatch.setattr(build, "visible_architectures", lambda: ["90a"])
+    providers.begin.cache_clear()
+    providers.begin()
+    providers.begin.cache_clear()
+    monkeypatch.setattr(torch.ops, "load_library", lambda _: None)
+    build.load(["90a"])
+    assert set(nvcc.read("niceness")) == {"15"}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
 def test_failure_to_begin_is_left_to_who_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,9 @@ def test_processes_that_have_compiled_before_are_known(tmp_path: pathlib.Path, m
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     other = ahead.Target(capability=90, multiprocessors=114)
     ahead._workers(other).start(1)
+    (process,) = ahead._workers(other)._idle
+    # They compile beside the caller, and must not hold it up.
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 15
     assert not ahead.warm(other)
     assert compile_ahead(calls()[:1], other, processes=1) == 1
     assert ahead.warm(other)
