@@ -7,8 +7,9 @@ import os
 import pathlib
 import sys
 
-# As `nice` counts. Beside eight that compile, two cores trace a network in 28 s, and in 3 s where these yield.
-_YIELDING = 15
+# As `nice` counts. Beside eight busy processes two cores trace a network in 27 s, in 4 s where these yield so much, in
+# 14 s where they yield half as much. With more, they would get nothing beside processes of others.
+_YIELDING = 10
 
 
 def command(module: str, *arguments: str) -> list[str]:

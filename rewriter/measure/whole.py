@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ from rewriter.graph.engine import Rewritten
 from rewriter.graph.prepare import Prepared
 from rewriter.measure.cache import TimingCache
 from rewriter.measure.timing import FAR_BEHIND, Timing, best_of, steady
+
+_log = logging.getLogger("rewriter")
 
 # What recipes make of a graph's weights, valid until they are asked for with other recipes; with the positions, of
 # weights and recipes after them, that the graph itself does not read.
@@ -74,4 +77,5 @@ def fastest(candidates: Sequence[Rewritten], inputs: Inputs, device: str, cache:
         if best[key] < float("inf"):
             cache.put(key, Timing(before=best[key], after=best[key]))
     leader = min(best.values())
+    _log.info("whole graphs take %s ms", ", ".join(f"{1e-3 * best[key]:.2f}" for key in keys))
     return next(one for key, one in zip(keys, candidates, strict=True) if _TOLD_APART * best[key] <= leader)
