@@ -36,7 +36,7 @@ def begin() -> None:
 
             build.begin(build.visible_architectures())
 
-    # The thread that builds, and the compilers that it starts, are as this one is.
+    # The thread that builds, and the compilers that it starts, yield as this one does.
     thread = threading.Thread(target=build_yielding)
     thread.start()
     thread.join()

@@ -21,9 +21,11 @@ def command(module: str, *arguments: str) -> list[str]:
 def yields(process: int = 0) -> None:
     """Has a process, by its number, run where nothing else wants the processor; 0 is the calling thread, with all that
     it starts from then on. What compiles beside a caller must not hold it up."""
-    # Not on every system, and not for a process that has ended, or that yields more already.
-    with contextlib.suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, process, _YIELDING)
+    # Elsewhere threads have no priority of their own, and the caller would yield too.
+    if sys.platform == "linux":
+        # Not one that has ended, or that yields more already.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process, _YIELDING)
 
 
 def environment() -> dict[str, str]:

@@ -103,7 +103,7 @@ class PreparedWeights:
         store.join(self)
         self._adopting = untouched is not None
         self._untouched = untouched or ()
-        self._weights = len(names)
+        self._first = len(names)
         self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})
         self._made_of: list[frozenset[int]] = []
@@ -158,12 +158,11 @@ class PreparedWeights:
         return [cell.tensor for cell in self._cells if cell.tensor is not None]
 
     def _stow(self, position: int, rows: PreparedTensor, known: list[torch.Tensor]) -> None:
-        first = position - self._weights
-        if first < 0:
+        if position < self._first:
             if id(known[position]) not in self._untouched:
                 self._stowing.stow(rows, known[position])
             return
-        whole, made = self._cells[first], self._recipes[first]
+        whole, made = self._cells[position - self._first], self._recipes[position - self._first]
         sources = [known[source] for source in made.sources]
         known[position] = whole.tensor = self._stowing.stow_together(whole, sources, known[position], made)
 
