@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from rewriter.measure.whole import Derive
 
 logger = logging.getLogger("rewriter")
+
+# A first call that takes longer without a word looks like a hang.
+_SILENT_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,20 +75,21 @@ def build(
     NumbersBaked asks for another attempt with fewer live numbers, WrongRule for one with fewer rules.
     """
     start = SecondStart()
-    try:
-        return _build(module, example, call, options, store, name, start)
-    except NumbersBaked:
-        raise
-    except Exception as error:
-        if not start.taken:
+    with _announced(name):
+        try:
+            return _build(module, example, call, options, store, name, start)
+        except NumbersBaked:
             raise
-        # Nothing that was kept may stand between a call and its graph.
-        start.discard()
-        problem = f"what another process has kept of this call was made anew: {described(error)}"
-        logger.info("%s: %s", name, problem)
-    program = _build(module, example, call, options, store, name, start)
-    program.messages = (*program.messages, problem)
-    return program
+        except Exception as error:
+            if not start.taken:
+                raise
+            # Nothing that was kept may stand between a call and its graph.
+            start.discard()
+            problem = f"what another process has kept of this call was made anew: {described(error)}"
+            logger.info("%s: %s", name, problem)
+        program = _build(module, example, call, options, store, name, start)
+        program.messages = (*program.messages, problem)
+        return program
 
 
 def _build(
@@ -267,6 +272,19 @@ def _idle(rules: RuleSet, target: Target) -> tuple[str, ...]:
         for pack, found in reasons.items()
         if None not in found
     )
+
+
+@contextlib.contextmanager
+def _announced(name: str) -> Iterator[None]:
+    """Says, where it takes long, what is being waited for."""
+    words = "%s: recording its graph and choosing what is fastest on this machine, once; that can take a minute"
+    timer = threading.Timer(_SILENT_SECONDS, logger.warning, (words, name))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

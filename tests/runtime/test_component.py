@@ -40,6 +40,27 @@ def test_the_second_call_runs_the_graph(optimized: Any) -> None:
     assert (part.status, part.captures, part.calls, part.eager_calls, part.error) == ("optimised", 1, 2, 1, 0.0)
 
 
+@pytest.mark.parametrize("long", [True, False])
+def test_a_first_call_that_takes_long_says_why(
+    optimized: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, long: bool
+) -> None:
+    words = "choosing what is fastest on this machine, once"
+    make = building._build
+
+    def slowly(*arguments: Any) -> Any:
+        waited = threading.Event()
+        while long and words not in caplog.text:
+            waited.wait(0.01)
+        return make(*arguments)
+
+    monkeypatch.setattr(building, "_build", slowly)
+    monkeypatch.setattr(building, "_SILENT_SECONDS", 0.0 if long else 600.0)
+    module = optimized(net(plain))
+    module(x())
+    assert (words in caplog.text) is long
+    assert status(module).status == "optimised"
+
+
 def test_other_extents_need_no_new_trace(optimized: Any) -> None:
     module = net(plain)
     twin = copy.deepcopy(module)
