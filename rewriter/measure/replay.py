@@ -31,16 +31,11 @@ def keeping_up(function: Callable[[], Any]) -> tuple[bool, float]:
     """
     function()
     torch.cuda.synchronize()
-    first, last = _events()
     start = time.perf_counter()
     function()
     launched = time.perf_counter() - start
-    first.record()
-    function()
-    last.record()
-    last.synchronize()
-    milliseconds: float = first.elapsed_time(last)
-    return _in_time(launched, milliseconds * 1e-3), milliseconds * 1e-3
+    seconds, _ = launched_seconds(function)
+    return _in_time(launched, seconds), seconds
 
 
 def launched_in_time(function: Callable[[], Any]) -> tuple[bool, float]:

@@ -103,6 +103,7 @@ class PreparedWeights:
         store.join(self)
         self._adopting = untouched is not None
         self._untouched = untouched or ()
+        # The position of the first recipe.
         self._first = len(names)
         self._state: int | None = None
         self._base = sorted({source for recipe in recipes for source in recipe.sources if source < len(names)})

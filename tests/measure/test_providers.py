@@ -11,7 +11,7 @@ import pytest
 import torch
 from op_cases import CASES, Case, drawer
 
-from rewriter.measure import compiling, providers, replay
+from rewriter.measure import compiling, providers
 from rewriter.measure.cache import TimingCache
 from rewriter.ops import dispatch, registry
 from rewriter.ops.dispatch import Choice
@@ -204,48 +204,6 @@ def test_long_calls_that_are_launched_in_time_are_not_recorded(
     assert choose(chooser, op, torch.randn(8), long=provider("long", lambda x: x * 2, 4e-3)).provider == "long"
     assert set(recorded) == ({"long", "torch"} if replayed else set())
     assert timed.count("long") > 1
-
-
-@pytest.mark.parametrize(
-    ("total", "launched", "in_time"),
-    [
-        pytest.param(0.1, 0.03, True, id="launched early"),
-        pytest.param(0.1, 0.06, False, id="the host shows"),
-        pytest.param(0.3, 0.18, True, id="so long that it does not"),
-        pytest.param(0.3, 0.25, False, id="the host shows there too"),
-        pytest.param(0.01, 0.001, False, id="short"),
-    ],
-)
-def test_whether_the_host_shows_in_the_time_of_a_call(
-    monkeypatch: pytest.MonkeyPatch, total: float, launched: float, in_time: bool
-) -> None:
-    clock = iter([0.0, launched, total])
-    monkeypatch.setattr(replay.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    assert replay.launched_in_time(lambda: None) == (in_time, total)
-
-
-def test_a_long_call_is_timed_behind_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that has rested is faster than in a loop: Stable Video Diffusion kept the slower one of two memory orders,
-    which was timed first."""
-    done: list[str] = []
-
-    class Event:
-        def record(self) -> None:
-            done.append("mark")
-
-        def synchronize(self) -> None:
-            done.append("wait")
-
-        def elapsed_time(self, _: Event) -> float:
-            return 300.0
-
-    monkeypatch.setattr(replay, "_events", lambda: (Event(), Event()))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
-    clock = iter([0.0, 0.1])
-    monkeypatch.setattr(replay.time, "perf_counter", lambda: next(clock))
-    assert replay.keeping_up(lambda: done.append("call")) == (True, 0.3)
-    assert done == ["call", "wait", "call", "mark", "call", "mark", "wait"]
 
 
 @pytest.fixture

@@ -85,14 +85,14 @@ def test_weights_wait_elsewhere_with_their_values(optimised: tuple[Attention, At
 @pytest.mark.parametrize("measure", [False, True])
 def test_each_weight_leaves_before_the_next_rows_are_made(monkeypatch: pytest.MonkeyPatch, measure: bool) -> None:
     """A network whose weights just fit has no room for the rows of all of them beside these."""
-    made: list[int] = []
+    made: set[Prepared] = set()
     beside: list[int] = []
     run = prepare.run
 
     def noted(recipe: Prepared, known: Sequence[torch.Tensor]) -> torch.Tensor:
         if recipe.function == "rows_i8":
-            made.append(id(recipe))
-            beside.append(len(set(made)) - len(STOWED))
+            made.add(recipe)
+            beside.append(len(made) - len(STOWED))
         return run(recipe, known)
 
     monkeypatch.setattr(prepare, "run", noted)
